@@ -1,0 +1,141 @@
+"""The command line that builds models: `python -m models train|evaluate|export|import|inspect`.
+
+Only what a command needs is imported: `evaluate` and `inspect` run without torch.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+_NEEDS_TRAIN = "this command needs the training extra: pip install 'normscope[train]'"
+_MODELS = ("resnet50", "encoder")
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    import torch
+    from tokenizers import Tokenizer
+
+    from models.recipes import RECIPES
+    from models.training import Trainer, seed_everything
+
+    recipe, run = RECIPES[arguments.model], arguments.run
+    seed_everything(recipe.training.seed)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    saved = run / "tokenizer.json"
+    material = recipe.material(arguments.archive, Tokenizer.from_file(str(saved)) if arguments.resume and saved.exists() else None)
+    vocabulary = 0
+    run.mkdir(parents=True, exist_ok=True)
+    if material.tokenizer is not None:
+        vocabulary = material.tokenizer.get_vocab_size()
+        material.tokenizer.save(str(saved))
+    network = recipe.network(len(material.labels), vocabulary)
+    trainer = Trainer(network, material.data, recipe.training, run, device)
+    if arguments.resume:
+        trainer.resume()
+    torch.save(trainer.run().state_dict(), run / "weights.pt")
+    print(f"wrote {run / 'weights.pt'}; next: python -m models export {recipe.name} --run {run}")
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from models.package import package_recipe
+    from models.recipes import RECIPES
+
+    folder = arguments.output or Path("models/artifacts") / arguments.model / "1"
+    artifact = package_recipe(RECIPES[arguments.model], arguments.run, arguments.archive, folder)
+    print(f"wrote {folder}")
+    _print_metrics(artifact.manifest.metrics)
+
+
+def _import(arguments: argparse.Namespace) -> None:
+    from models.torchvision_import import import_torchvision
+
+    folder = arguments.output or Path("models/artifacts") / "resnet50-imagenet" / "1"
+    artifact = import_torchvision(arguments.torchvision, folder, arguments.resize)
+    print(f"wrote {folder}: {len(artifact.manifest.labels)} labels, {len(artifact.manifest.layers)} layers")
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from models.artifact import load_artifact
+    from models.evaluation import evaluate
+
+    _print_metrics(evaluate(load_artifact(arguments.artifact), arguments.archive))
+
+
+def _inspect(arguments: argparse.Namespace) -> None:
+    from models.artifact import load_artifact
+
+    layers = load_artifact(arguments.artifact).manifest.layers
+    if arguments.json:
+        print(json.dumps([layer.model_dump(mode="json") for layer in layers], indent=1))
+        return
+    width = max(len(layer.layer) for layer in layers)
+    print(f"{'layer':{width}}  {'kind':14} {'shape':28} {'gamma mean+-std':20} beta mean+-std")
+    for layer in layers:
+        gamma, beta = (
+            f"{parameter.mean:8.4f}+-{parameter.std:.4f}" if parameter else "" for parameter in (layer.gamma, layer.beta)
+        )
+        print(f"{layer.layer:{width}}  {layer.kind:14} {layer.shape!s:28} {gamma:20} {beta}".rstrip())
+
+
+def _print_metrics(metrics: dict[str, float]) -> None:
+    for name, value in metrics.items():
+        print(f"{name:28} {value:.4f}" if isinstance(value, float) and not value.is_integer() else f"{name:28} {value:.0f}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m models", description="Builds the models that `python -m service` serves.")
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    def archive_option(command: argparse.ArgumentParser) -> None:
+        command.add_argument(
+            "--archive", type=Path, help="local archive of the data set; without it the official one is downloaded"
+        )
+
+    train = commands.add_parser("train", help="train a model from random weights")
+    train.add_argument("model", choices=_MODELS)
+    archive_option(train)
+    train.add_argument("--run", type=Path, required=True, help="folder for checkpoint.pt, metrics.jsonl and weights.pt")
+    train.add_argument("--resume", action="store_true", help="go on from the checkpoint of the run")
+    train.set_defaults(action=_train)
+
+    export = commands.add_parser("export", help="make the artifact of a finished run and evaluate it")
+    export.add_argument("model", choices=_MODELS)
+    export.add_argument("--run", type=Path, required=True, help="folder of the finished run")
+    archive_option(export)
+    export.add_argument("--output", type=Path, help="folder NAME/VERSION; default models/artifacts/MODEL/1")
+    export.set_defaults(action=_export)
+
+    importing = commands.add_parser("import", help="make an artifact of torchvision's official ResNet-50 checkpoint")
+    importing.add_argument("--torchvision", type=Path, required=True, metavar="CHECKPOINT", help="resnet50-XXXXXXXX.pth")
+    importing.add_argument("--resize", type=int, help="shorter side before the crop of 224; known for the official files")
+    importing.add_argument("--output", type=Path, help="folder NAME/VERSION; default models/artifacts/resnet50-imagenet/1")
+    importing.set_defaults(action=_import)
+
+    evaluate = commands.add_parser("evaluate", help="measure an artifact on its evaluation data")
+    evaluate.add_argument("artifact", type=Path, help="folder NAME/VERSION")
+    archive_option(evaluate)
+    evaluate.set_defaults(action=_evaluate)
+
+    inspect = commands.add_parser("inspect", help="print the probes of an artifact")
+    inspect.add_argument("artifact", type=Path, help="folder NAME/VERSION")
+    inspect.add_argument("--json", action="store_true", help="as JSON")
+    inspect.set_defaults(action=_inspect)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs one command; errors that a user can mend are printed without a traceback."""
+    arguments = _parser().parse_args(argv)
+    try:
+        arguments.action(arguments)
+    except ModuleNotFoundError as error:
+        if error.name not in ("torch", "onnx_ir", "onnxscript", "tqdm"):
+            raise
+        sys.exit(f"{_NEEDS_TRAIN} ({error})")
+    except (ValueError, OSError, RuntimeError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

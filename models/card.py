@@ -1,0 +1,41 @@
+"""The model card: a manifest in, the Markdown that lies beside the model out."""
+
+from models.artifact import Manifest
+
+
+def model_card(manifest: Manifest) -> str:
+    """A page for people: what the model is, where it comes from, what it was measured to do, what it is not for."""
+    metrics = "\n".join(f"| {name} | {value:.4f} |" for name, value in manifest.metrics.items()) or "| none | |"
+    inputs = "\n".join(f"- `{spec.name}`: {spec.dtype} {spec.shape}" for spec in manifest.inputs)
+    preprocessing = "\n".join(f"- {name}: {value}" for name, value in manifest.preprocessing.model_dump().items())
+    kinds = {layer.kind: sum(other.kind == layer.kind for other in manifest.layers) for layer in manifest.layers}
+    probes = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+    samples = manifest.training.samples
+    return f"""# {manifest.name} {manifest.version}
+
+{manifest.description}.
+
+- Task: {manifest.task}, {len(manifest.labels)} labels
+- Training data: {manifest.training.data}
+- Trained on {samples if samples is not None else "unknown"} samples, {manifest.training.selection_samples or 0} kept for choices
+- Probes: {probes}
+
+## Measured on the evaluation data
+
+| metric | value |
+| --- | --- |
+{metrics}
+
+## Inputs
+
+{inputs}
+
+Preprocessing:
+
+{preprocessing}
+
+## Limits
+
+The model knows its {len(manifest.labels)} labels and nothing else: every input gets one of them. It was trained to show how
+normalization and residual adds behave in a real network, not for decisions about people.
+"""

@@ -1,0 +1,117 @@
+"""Measures of an exported model on evaluation data: an artifact and an archive in, named numbers out. Needs no torch.
+
+What is measured is what is served: ONNX Runtime on the artifact's graph, fed by the artifact's preprocessing.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from models.artifact import Artifact
+from models.data import clinc150, imagenette
+from models.data.batch import Batch
+from models.preprocessing import ImagePreprocessing
+
+_BATCH_SIZE = 64
+_CALIBRATION_BINS = 15
+
+
+def accuracy(logits: NDArray[np.float32], labels: NDArray[np.int64], k: int = 1) -> float:
+    """Fraction of samples whose label is among the k largest logits; logits (n, classes), labels (n,)."""
+    best = np.argpartition(-logits, min(k, logits.shape[1] - 1), axis=1)[:, :k] if k > 1 else logits.argmax(1)[:, None]
+    return float((best == labels[:, None]).any(1).mean())
+
+
+def probabilities(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Softmax along the last axis, in float64."""
+    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
+    exponents = np.exp(shifted)
+    return np.asarray(exponents / exponents.sum(-1, keepdims=True))
+
+
+def expected_calibration_error(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
+    """Mean distance of confidence and accuracy over 15 bins of equal width, weighted by their samples.
+
+    Source: Guo et al. 2017, "On Calibration of Modern Neural Networks" (arXiv:1706.04599), equation 3.
+    """
+    scores = probabilities(logits)
+    confidence, correct = scores.max(1), scores.argmax(1) == labels
+    bins = np.minimum((confidence * _CALIBRATION_BINS).astype(int), _CALIBRATION_BINS - 1)
+    error = 0.0
+    for b in np.unique(bins):
+        chosen = bins == b
+        error += chosen.mean() * abs(correct[chosen].mean() - confidence[chosen].mean())
+    return float(error)
+
+
+def auroc(positive: NDArray[np.float64], negative: NDArray[np.float64]) -> float:
+    """Probability that a positive scores above a negative, ties counted half: the area under the ROC curve.
+
+    Source: Hanley & McNeil 1982, "The Meaning and Use of the Area under a ROC Curve".
+    """
+    ordered = np.sort(negative)
+    below = np.searchsorted(ordered, positive, "left")
+    not_above = np.searchsorted(ordered, positive, "right")
+    return float((below + not_above).mean() / 2 / len(negative))
+
+
+def run_logits(artifact: Artifact, batches: Iterator[Batch]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Logits (n, classes) and labels (n,) of all batches."""
+    session = onnxruntime.InferenceSession(str(artifact.model_path), providers=["CPUExecutionProvider"])
+    names = [spec.name for spec in artifact.manifest.inputs]
+    logits, labels = [], []
+    for inputs, target in batches:
+        logits.append(session.run(None, dict(zip(names, inputs, strict=True)))[0])
+        labels.append(target)
+    return np.concatenate(logits), np.concatenate(labels)
+
+
+def evaluate(artifact: Artifact, archive: Path | None = None) -> dict[str, float]:
+    """The metrics of the model card, on the evaluation split of the data set that the model was trained on.
+
+    Raises:
+        DownloadError: the official archive cannot be fetched.
+        ValueError: the archive is not in the official layout, or its classes are not the model's.
+    """
+    if isinstance(artifact.manifest.preprocessing, ImagePreprocessing):
+        return _evaluate_images(artifact, artifact.manifest.preprocessing, archive)
+    return _evaluate_texts(artifact, artifact.manifest.preprocessing.max_length, archive)
+
+
+def _evaluate_images(artifact: Artifact, preprocessing: ImagePreprocessing, archive: Path | None) -> dict[str, float]:
+    if artifact.manifest.labels != list(imagenette.CLASSES.values()):
+        raise ValueError(f"{artifact.manifest.name} does not have the labels of Imagenette; only such models can be evaluated")
+    photos = imagenette.load_photos("val", archive)
+    logits, labels = run_logits(artifact, imagenette.evaluation_batches(photos, preprocessing, _BATCH_SIZE))
+    return {
+        "accuracy": accuracy(logits, labels),
+        "top5_accuracy": accuracy(logits, labels, k=5),
+        "expected_calibration_error": expected_calibration_error(logits, labels),
+        "samples": len(labels),
+    }
+
+
+def _evaluate_texts(artifact: Artifact, max_length: int, archive: Path | None) -> dict[str, float]:
+    preprocessing, labels = artifact.manifest.preprocessing, artifact.manifest.labels
+    assert not isinstance(preprocessing, ImagePreprocessing)  # the caller chose
+    tokenizer = preprocessing.load_tokenizer(artifact.folder)
+
+    def run(split: clinc150.Split) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        rows = clinc150.tokenize(clinc150.load_queries(split, archive), tokenizer, labels, max_length)
+        return run_logits(artifact, clinc150.evaluation_batches(rows, _BATCH_SIZE))
+
+    in_scope, targets = run("test")
+    if (targets < 0).any():
+        raise ValueError(f"{artifact.manifest.name} does not have the labels of CLINC150; only such models can be evaluated")
+    out_of_scope, _ = run("oos_test")
+    return {
+        "accuracy": accuracy(in_scope, targets),
+        "top5_accuracy": accuracy(in_scope, targets, k=5),
+        "expected_calibration_error": expected_calibration_error(in_scope, targets),
+        "out_of_scope_auroc": auroc(probabilities(in_scope).max(1), probabilities(out_of_scope).max(1)),
+        "samples": len(targets),
+        "out_of_scope_samples": len(out_of_scope),
+    }

@@ -1,0 +1,92 @@
+"""An index over an ONNX graph: who makes a tensor, who reads it, what is constant, what shape it has. Knows no norms or adds."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+Dimension = int | str | None
+"""One extent: a number, the name of a dynamic dimension, or None where it is unknown."""
+
+
+def attribute(node: onnx.NodeProto, name: str, default: object = None) -> object:
+    """The value of a node's attribute, or `default`."""
+    for candidate in node.attribute:
+        if candidate.name == name:
+            return onnx.helper.get_attribute_value(candidate)
+    return default
+
+
+class Graph:
+    """Read-only lookups on the main graph of a model; subgraphs (If, Loop) are not entered."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.nodes: Sequence[onnx.NodeProto] = list(model.graph.node)
+        self._positions = {name: i for i, node in enumerate(self.nodes) for name in node.output}
+        self.inputs = [value.name for value in model.graph.input]
+        self.outputs = [value.name for value in model.graph.output]
+        self._initializers = {tensor.name: tensor for tensor in model.graph.initializer}
+        self._producers = {name: node for node in self.nodes for name in node.output if name}
+        values = [*model.graph.input, *model.graph.value_info, *model.graph.output]
+        self._shapes = {value.name: _shape(value) for value in values}
+
+    def producer(self, tensor: str) -> onnx.NodeProto | None:
+        """The node that makes a tensor; None for inputs and initializers."""
+        return self._producers.get(tensor)
+
+    def position(self, node: onnx.NodeProto) -> int:
+        """The place of a node in the order of execution."""
+        return self._positions[node.output[0]]
+
+    def shape(self, tensor: str) -> list[Dimension] | None:
+        """The extents of a tensor as far as shape inference knows them; None where not even the rank is known."""
+        return self._shapes.get(tensor)
+
+    def is_constant(self, tensor: str) -> bool:
+        """True if the tensor depends on no graph input (followed through single-input nodes such as a Cast of float16 weights)."""
+        while tensor not in self._initializers:
+            node = self.producer(tensor)
+            if node is None:
+                return False
+            if node.op_type == "Constant":
+                return True
+            sources = [name for name in node.input if name]
+            if len(sources) != 1:
+                return False
+            tensor = sources[0]
+        return True
+
+    def constant(self, tensor: str) -> NDArray[np.generic] | None:
+        """The value of an initializer, a Constant, or a Cast or Identity of one; else None."""
+        if tensor in self._initializers:
+            return np.asarray(numpy_helper.to_array(self._initializers[tensor]))
+        node = self.producer(tensor)
+        if node is None:
+            return None
+        if node.op_type == "Constant":
+            value = attribute(node, "value")
+            return np.asarray(numpy_helper.to_array(value)) if isinstance(value, onnx.TensorProto) else None
+        if node.op_type in ("Cast", "Identity"):
+            source = self.constant(node.input[0])
+            if source is None or node.op_type == "Identity":
+                return source
+            to = attribute(node, "to")
+            assert isinstance(to, int)  # the operator requires it
+            return source.astype(onnx.helper.tensor_dtype_to_np_dtype(to))
+        return None
+
+
+def _shape(value: onnx.ValueInfoProto) -> list[Dimension] | None:
+    tensor = value.type.tensor_type
+    if not tensor.HasField("shape"):
+        return None
+    return [_extent(dimension) for dimension in tensor.shape.dim]
+
+
+def _extent(dimension: onnx.TensorShapeProto.Dimension) -> Dimension:
+    if dimension.HasField("dim_value"):
+        return dimension.dim_value
+    name = dimension.dim_param
+    return name if name and not name.startswith("unk__") else None  # shape inference numbers what it does not know

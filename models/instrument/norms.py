@@ -1,0 +1,78 @@
+"""Finds the normalizations of a graph: an operator table in, one `Norm` for each node out.
+
+Rules:
+    1. BatchNormalization (inference form: one output), LayerNormalization, GroupNormalization, InstanceNormalization and
+       RMSNormalization are normalizations; gamma, beta and epsilon are theirs.
+    2. The channel axis is 1, except for LayerNormalization and RMSNormalization, where it is the last axis.
+    3. A normalization folded into a convolution leaves no node and is not guessed.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from models.instrument.graph import Graph, attribute
+
+NormKind = Literal["batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm"]
+
+
+@dataclass(frozen=True)
+class _Operator:
+    kind: NormKind
+    last_axis: bool
+    gamma: int  # position among the inputs
+    beta: int | None
+
+
+_OPERATORS = {
+    "BatchNormalization": _Operator("batch_norm", last_axis=False, gamma=1, beta=2),
+    "LayerNormalization": _Operator("layer_norm", last_axis=True, gamma=1, beta=2),
+    "GroupNormalization": _Operator("group_norm", last_axis=False, gamma=1, beta=2),
+    "InstanceNormalization": _Operator("instance_norm", last_axis=False, gamma=1, beta=2),
+    "RMSNormalization": _Operator("rms_norm", last_axis=True, gamma=1, beta=None),
+}
+_DEFAULT_EPSILON = 1e-5  # of all five operators, by the ONNX specification
+
+
+@dataclass(frozen=True)
+class Norm:
+    """One normalization: its node, the tensors on both sides and its parameters (None where the graph computes them)."""
+
+    node: onnx.NodeProto
+    kind: NormKind
+    before: str
+    after: str
+    last_axis: bool
+    epsilon: float
+    gamma: NDArray[np.float64] | None
+    beta: NDArray[np.float64] | None
+
+
+def find_norms(graph: Graph) -> list[Norm]:
+    """All normalizations, in the order of execution."""
+    return [_norm(graph, node, _OPERATORS[node.op_type]) for node in graph.nodes if node.op_type in _OPERATORS]
+
+
+def _norm(graph: Graph, node: onnx.NodeProto, operator: _Operator) -> Norm:
+    epsilon = attribute(node, "epsilon", _DEFAULT_EPSILON)
+    assert isinstance(epsilon, float)  # by the operator's schema
+    return Norm(
+        node=node,
+        kind=operator.kind,
+        before=node.input[0],
+        after=node.output[0],
+        last_axis=operator.last_axis,
+        epsilon=epsilon,
+        gamma=_parameter(graph, node, operator.gamma),
+        beta=None if operator.beta is None else _parameter(graph, node, operator.beta),
+    )
+
+
+def _parameter(graph: Graph, node: onnx.NodeProto, position: int) -> NDArray[np.float64] | None:
+    if position >= len(node.input) or not node.input[position]:
+        return None
+    value = graph.constant(node.input[position])
+    return None if value is None else value.astype(np.float64)

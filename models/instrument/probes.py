@@ -1,0 +1,94 @@
+"""The probes of a graph: every normalization and residual add, in the order of execution, with the tensors of its sides."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from models.instrument.graph import Dimension, Graph
+from models.instrument.norms import Norm, NormKind, find_norms
+from models.instrument.residual_adds import find_residual_adds
+
+ProbeKind = NormKind | Literal["residual_add"]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One place in the graph.
+
+    Attributes:
+        layer: the name of the node, unique in the graph.
+        kind: which normalization, or `residual_add`.
+        tensors: side -> name of the tensor; `before`, `after`, or `identity`, `residual`, `sum`.
+        shape: extents of these tensors, the batch first; None where shape inference does not know.
+        channel_axis: the axis of gamma and beta; for an add that of the nearest norm in the order of execution.
+        epsilon, gamma, beta: those of a normalization; None for an add and where the graph computes them.
+    """
+
+    layer: str
+    kind: ProbeKind
+    tensors: dict[str, str]
+    shape: list[Dimension] | None
+    channel_axis: int
+    epsilon: float | None = None
+    gamma: NDArray[np.float64] | None = None
+    beta: NDArray[np.float64] | None = None
+
+
+def infer_shapes(model: onnx.ModelProto, extents: Mapping[str, int]) -> onnx.ModelProto:
+    """A copy of the model in which the named dynamic dimensions have these extents, with the shapes that follow from them."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for value in (*copy.graph.input, *copy.graph.value_info, *copy.graph.output):
+        for dimension in value.type.tensor_type.shape.dim:
+            if dimension.dim_param in extents:
+                dimension.dim_value = extents[dimension.dim_param]
+    return onnx.shape_inference.infer_shapes(copy, data_prop=True)
+
+
+def find_probes(model: onnx.ModelProto, extents: Mapping[str, int] | None = None) -> list[Probe]:
+    """Every normalization and residual add of the model.
+
+    Args:
+        model: any ONNX model; it is not changed.
+        extents: known values of dynamic input dimensions, by name, for the shapes that are reported.
+    """
+    graph = Graph(infer_shapes(model, extents or {}))
+    norms = find_norms(graph)
+    entries: list[tuple[int, Probe]] = [(graph.position(norm.node), _norm_probe(graph, norm)) for norm in norms]
+    for add in find_residual_adds(graph):
+        position = graph.position(add.node)
+        nearest = min(norms, key=lambda norm: abs(graph.position(norm.node) - position), default=None)
+        shape = graph.shape(add.sum)
+        probe = Probe(
+            layer=add.node.name,
+            kind="residual_add",
+            tensors={"identity": add.identity, "residual": add.residual, "sum": add.sum},
+            shape=shape,
+            channel_axis=_channel_axis(shape, last_axis=nearest is not None and nearest.last_axis),
+        )
+        entries.append((position, probe))
+    return [probe for _, probe in sorted(entries, key=lambda entry: entry[0])]
+
+
+def _norm_probe(graph: Graph, norm: Norm) -> Probe:
+    shape = graph.shape(norm.before)
+    return Probe(
+        layer=norm.node.name,
+        kind=norm.kind,
+        tensors={"before": norm.before, "after": norm.after},
+        shape=shape,
+        channel_axis=_channel_axis(shape, norm.last_axis),
+        epsilon=norm.epsilon,
+        gamma=norm.gamma,
+        beta=norm.beta,
+    )
+
+
+def _channel_axis(shape: list[Dimension] | None, last_axis: bool) -> int:
+    if not last_axis:
+        return 1
+    return len(shape) - 1 if shape else -1

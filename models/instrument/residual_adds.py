@@ -1,0 +1,131 @@
+"""Finds the residual adds y = F(x) + x of a graph.
+
+Rules, for an Add of two tensors that both depend on the input (so no bias):
+    1. Walk back from one side through operators that only pass values on (Reshape, Transpose, Slice, Cast, Dropout, Pad, ...): the
+       first tensor from which the other side is also reached is the fork, and this side is an identity.
+    2. Otherwise walk back through at most one Conv, MatMul or Gemm with its bias, norm and pooling: this side is a projection.
+    3. The other side is F. On its way from the fork lies at least one weighted operator (Conv, MatMul, Gemm, attention), which
+    rules
+       out the tanh form of GELU (x + 0.0447 x^3) and rotary embeddings.
+    4. No Resize or transposed convolution lies on that way: lateral sums of feature pyramids join two scales, not a residual.
+    5. Where both sides qualify, the identity wins over the projection, then the shorter walk.
+    6. Shape and Size end a walk: they carry extents, not activations, so attention masks built from them share no fork.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import onnx
+
+from models.instrument.graph import Graph
+
+_PASSES = {
+    "Reshape", "Transpose", "Slice", "Cast", "Dropout", "Pad", "Identity", "Flatten", "Squeeze", "Unsqueeze",
+}  # fmt: skip
+_WEIGHTED = {"Conv", "MatMul", "Gemm", "Attention", "MultiHeadAttention", "GroupQueryAttention", "Einsum"}
+_PROJECTION_COMPANIONS = {
+    "BatchNormalization", "LayerNormalization", "GroupNormalization", "InstanceNormalization", "RMSNormalization",
+    "AveragePool", "MaxPool",
+}  # fmt: skip
+_RESAMPLES = {"Resize", "Upsample", "ConvTranspose"}
+_EXTENTS = {"Shape", "Size"}
+
+
+@dataclass(frozen=True)
+class ResidualAdd:
+    """One residual add: `identity` is x (or its projection), `residual` is F(x), `sum` is what the Add makes of them."""
+
+    node: onnx.NodeProto
+    identity: str
+    residual: str
+    sum: str
+
+
+def find_residual_adds(graph: Graph) -> list[ResidualAdd]:
+    """All residual adds, in the order of execution."""
+    return [add for node in graph.nodes if node.op_type == "Add" and (add := _residual_add(graph, node))]
+
+
+def _residual_add(graph: Graph, node: onnx.NodeProto) -> ResidualAdd | None:
+    if any(graph.is_constant(name) for name in node.input):
+        return None
+    candidates = []
+    for identity, residual in (node.input, reversed(node.input)):
+        ancestors = _ancestors(graph, residual)
+        for projected in (False, True):
+            steps = _walk_to_fork(graph, identity, ancestors, projected)
+            if steps is not None:
+                candidates.append((projected, steps[1], identity, residual, steps[0]))
+                break
+    for _, _, identity, residual, fork in sorted(candidates, key=lambda c: c[:2]):
+        if _is_residual_branch(graph, residual, fork):
+            return ResidualAdd(node, identity, residual, node.output[0])
+    return None
+
+
+def _ancestors(graph: Graph, tensor: str) -> set[str]:
+    """The tensor itself and every tensor its values are computed from."""
+    found = {tensor}
+    pending = [tensor]
+    while pending:
+        for name in _sources(graph, pending.pop()):
+            if name not in found:
+                found.add(name)
+                pending.append(name)
+    return found
+
+
+def _sources(graph: Graph, tensor: str) -> Iterator[str]:
+    node = graph.producer(tensor)
+    if node is not None and node.op_type not in _EXTENTS:
+        yield from (name for name in node.input if name and not graph.is_constant(name))
+
+
+def _walk_to_fork(graph: Graph, tensor: str, ancestors: set[str], projected: bool) -> tuple[str, int] | None:
+    """(fork, number of steps) of a walk along values only; None if it ends before a tensor in `ancestors`."""
+    steps, weighted = 0, 0
+    while tensor not in ancestors:
+        node = graph.producer(tensor)
+        if node is None:
+            return None
+        if node.op_type not in _PASSES:
+            if not projected:
+                return None
+            is_bias = node.op_type == "Add" and any(graph.is_constant(name) for name in node.input)
+            weighted += node.op_type in _WEIGHTED
+            if weighted > 1 or not (is_bias or node.op_type in _WEIGHTED | _PROJECTION_COMPANIONS):
+                return None
+        data = [name for name in node.input if name and not graph.is_constant(name)]
+        if node.op_type in _WEIGHTED and len(data) != 1:  # a product of two activations projects nothing
+            return None
+        tensor = data[0]
+        steps += 1
+    return tensor, steps
+
+
+def _is_residual_branch(graph: Graph, residual: str, fork: str) -> bool:
+    """Rules 3 and 4: what lies between the fork and the add is weighted and changes no scale."""
+    from_fork = _between(graph, residual, fork)
+    operators = {node.op_type for node in from_fork}
+    return bool(operators & _WEIGHTED) and not operators & _RESAMPLES
+
+
+def _between(graph: Graph, tensor: str, fork: str) -> list[onnx.NodeProto]:
+    """The nodes on all ways from `fork` to `tensor`."""
+    reaches: dict[str, bool] = {fork: True}
+
+    # depth first with an explicit stack: deep networks exceed Python's recursion limit
+    stack = [tensor]
+    while stack:
+        name = stack[-1]
+        if name in reaches:
+            stack.pop()
+            continue
+        sources = list(_sources(graph, name))
+        missing = [source for source in sources if source not in reaches]
+        if missing:
+            stack.extend(missing)
+        else:
+            reaches[name] = any(reaches[source] for source in sources)
+            stack.pop()
+    return [node for name, reached in reaches.items() if reached and name != fork and (node := graph.producer(name)) is not None]

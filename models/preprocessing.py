@@ -1,0 +1,157 @@
+"""Bytes or text in, model inputs out: the one preprocessing of training, evaluation, the reference and the service.
+
+It must not know torch, HTTP or ONNX. `ImagePreprocessing` and `TextPreprocessing` are stored in the manifest of an artifact, so
+that a model is always fed the way it was evaluated.
+"""
+
+import io
+import warnings
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from pydantic import BaseModel, ConfigDict, Field
+from tokenizers import Tokenizer
+
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
+"""The only decoders that input may reach: every further one is attack surface."""
+
+DEFAULT_MAX_PIXELS = 50_000_000
+
+
+class InvalidInputError(ValueError):
+    """An input that cannot be turned into model inputs: what is wrong, the value, the limit and the remedy."""
+
+    def __init__(self, problem: str, *, value: object, limit: object, remedy: str) -> None:
+        super().__init__(f"{problem}; {remedy}")
+        self.value, self.limit, self.remedy = value, limit, remedy
+
+
+class UnsupportedFormatError(InvalidInputError):
+    """The bytes are an image, or something else, that none of the allowed decoders reads."""
+
+
+def decode_image(data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Image:
+    """Decodes one image as a person sees it: upright, RGB, 8 bits, transparency over white, the first frame of an animation.
+
+    Raises:
+        UnsupportedFormatError: not one of `IMAGE_FORMATS`, judged by content.
+        InvalidInputError: more than `max_pixels` pixels by its header (nothing is decoded then), or broken or truncated data.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's own bomb warning: the check below is stricter
+            image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+    except Image.DecompressionBombError:
+        raise _too_many_pixels("far more", max_pixels) from None
+    except Exception:  # Pillow raises many types for broken headers
+        raise UnsupportedFormatError(
+            f"the {len(data)} bytes are not an image that can be read",
+            value=f"starts with {data[:8].hex()}",
+            limit=", ".join(IMAGE_FORMATS),
+            remedy="send a whole image file of one of these formats",
+        ) from None
+    width, height = image.size
+    if width * height > max_pixels:
+        raise _too_many_pixels(width * height, max_pixels)
+    try:
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+        return _to_rgb(image)
+    except Exception as error:  # and many more for broken data
+        raise InvalidInputError(
+            f"the {image.format} image is truncated or broken ({error})",
+            value=f"{len(data)} bytes",
+            limit="a complete file",
+            remedy="send the whole file",
+        ) from None
+
+
+def _too_many_pixels(pixels: object, max_pixels: int) -> InvalidInputError:
+    return InvalidInputError("the image has too many pixels", value=pixels, limit=max_pixels, remedy="send a smaller image")
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode in ("I;16", "I;16B", "I;16L", "I"):  # 16 bits of grey: keep the high byte instead of clipping
+        grey = np.asarray(image).astype(np.int64) >> 8
+        return Image.fromarray(np.clip(grey, 0, 255).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+class ImagePreprocessing(BaseModel):
+    """Shorter side to `resize`, the middle `crop` x `crop`, scaled to 0..1, normalized by channel."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["image"] = "image"
+    resize: int = Field(gt=0, description="length of the shorter side after resizing, in pixels")
+    crop: int = Field(gt=0, description="side of the square cut from the middle, in pixels")
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    mean: tuple[float, float, float] = Field(default=(0.485, 0.456, 0.406), description="RGB, of values in 0..1")
+    std: tuple[float, float, float] = Field(default=(0.229, 0.224, 0.225), description="RGB, of values in 0..1")
+
+    def geometry(self, image: Image.Image) -> Image.Image:
+        """Resizes and crops an RGB image to (crop, crop)."""
+        resample = Image.Resampling.BILINEAR if self.interpolation == "bilinear" else Image.Resampling.BICUBIC
+        width, height = image.size
+        scale = self.resize / min(width, height)
+        size = (max(self.resize, int(width * scale)), max(self.resize, int(height * scale)))
+        if max(size) > self.crop * 64:  # a 1 x 100000 strip would become gigabytes: cut the middle out first
+            side = min(width, height)
+            image = ImageOps.fit(image, (side, side), method=Image.Resampling.NEAREST)
+            size = (self.resize, self.resize)
+        if size != image.size:
+            image = image.resize(size, resample)
+        left = round((size[0] - self.crop) / 2)
+        top = round((size[1] - self.crop) / 2)
+        return image.crop((left, top, left + self.crop, top + self.crop))
+
+    def normalize(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """(..., H, W, 3) uint8 -> (..., 3, H, W) float32: (value / 255 - mean) / std for each channel."""
+        scale = np.float32(1) / (np.float32(255) * np.asarray(self.std, np.float32))
+        shift = -np.asarray(self.mean, np.float32) / np.asarray(self.std, np.float32)
+        return np.ascontiguousarray(np.moveaxis(pixels * scale + shift, -1, -3))
+
+    def apply(self, image: Image.Image) -> NDArray[np.float32]:
+        """An RGB image -> float32 (3, crop, crop)."""
+        return self.normalize(np.asarray(self.geometry(image)))
+
+
+class TextPreprocessing(BaseModel):
+    """Text to token ids by the tokenizer that lies in the artifact, cut at `max_length` tokens."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["text"] = "text"
+    tokenizer: str = Field(default="tokenizer.json", description="file in the artifact folder")
+    max_length: int = Field(gt=0, description="tokens, special tokens included")
+
+    def load_tokenizer(self, folder: Path) -> Tokenizer:
+        """The tokenizer of an artifact folder, without truncation or padding: both are done here, where they can be reported."""
+        tokenizer = Tokenizer.from_file(str(folder / self.tokenizer))
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        return tokenizer
+
+
+def encode_text(tokenizer: Tokenizer, text: str, max_length: int) -> tuple[NDArray[np.int64], bool]:
+    """One text -> (token ids int64 (L,), L <= max_length, and whether tokens were cut off)."""
+    ids = tokenizer.encode(text).ids
+    return np.asarray(ids[:max_length], dtype=np.int64), len(ids) > max_length
+
+
+def pad_tokens(rows: list[NDArray[np.int64]], pad_id: int = 0) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows of ids of different length -> (input_ids, attention_mask), both int64 (N, L); the mask is 1 at real tokens."""
+    length = max(len(row) for row in rows)
+    ids = np.full((len(rows), length), pad_id, dtype=np.int64)
+    mask = np.zeros((len(rows), length), dtype=np.int64)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = row
+        mask[i, : len(row)] = 1
+    return ids, mask

@@ -1,0 +1,170 @@
+"""Request bodies: an HTTP request in, encoded photos or texts out, within the limits. Decodes no image."""
+
+import base64
+import binascii
+from typing import Any
+
+import orjson
+from fastapi import Request
+from starlette.datastructures import Headers, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+
+from models.artifact import Manifest
+from service.errors import BodyTooLargeError, InvalidRequestError, UnsupportedMediaTypeError
+from service.settings import Settings
+
+_IMAGE_TYPES = "an image/* body, multipart/form-data with `image` parts, or application/json"
+_TEXT_TYPES = "application/json"
+
+
+async def read_inputs(request: Request, manifest: Manifest, settings: Settings) -> list[bytes] | list[str]:
+    """The inputs of a prediction: encoded images for an image model, texts for a text model.
+
+    Raises:
+        UnsupportedMediaTypeError: a Content-Type that the model does not read.
+        BodyTooLargeError: more than `max_body_bytes`.
+        InvalidRequestError: broken JSON, multipart or base64, no input, too many.
+    """
+    takes_images = manifest.task == "image-classification"
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    is_json = media_type == "application/json" or media_type.endswith("+json")
+    if not is_json and not (takes_images and (media_type.startswith("image/") or media_type == "multipart/form-data")):
+        raise UnsupportedMediaTypeError(
+            f"{manifest.name} cannot read a body of type {media_type or '(none)'}",
+            value=media_type,
+            limit=_IMAGE_TYPES if takes_images else _TEXT_TYPES,
+            remedy=f"send {_IMAGE_TYPES if takes_images else _TEXT_TYPES} and set Content-Type",
+        )
+    body = await read_body(request, settings.max_body_bytes)
+    inputs: list[bytes] | list[str]
+    if is_json:
+        texts = _json_inputs(body)
+        _check_count(len(texts), settings.max_inputs)
+        inputs = [_from_base64(i, text) for i, text in enumerate(texts)] if takes_images else texts
+    elif media_type == "multipart/form-data":
+        inputs = await _multipart_images(request.headers, body)
+    else:
+        inputs = [body]
+    _check_count(len(inputs), settings.max_inputs)
+    return inputs
+
+
+async def read_body(request: Request, max_bytes: int) -> bytes:
+    """The whole body; stops reading at the limit, whatever the headers claim.
+
+    Raises:
+        BodyTooLargeError: more than `max_bytes`.
+    """
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > max_bytes:
+        raise _too_large(int(declared), max_bytes)
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > max_bytes:
+            raise _too_large(f"at least {len(body)}", max_bytes)
+    return bytes(body)
+
+
+def _too_large(size: object, max_bytes: int) -> BodyTooLargeError:
+    return BodyTooLargeError(
+        f"the body has {size} bytes, more than {max_bytes}",
+        value=size,
+        limit=max_bytes,
+        remedy="send less at once, or raise NORMSCOPE_MAX_BODY_BYTES",
+    )
+
+
+def _json_inputs(body: bytes) -> list[str]:
+    try:
+        content: Any = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequestError(
+            f"the body is not JSON ({error})", value=f"{len(body)} bytes", remedy='send {"inputs": "..."}'
+        ) from None
+    if not isinstance(content, dict) or "inputs" not in content:
+        raise InvalidRequestError(
+            "the body has no field `inputs`",
+            value=sorted(content) if isinstance(content, dict) else type(content).__name__,
+            limit="inputs",
+            remedy='send {"inputs": "..."} or {"inputs": ["...", "..."]}',
+        )
+    if unknown := sorted(set(content) - {"inputs"}):
+        raise InvalidRequestError(
+            f"the body has unknown fields: {', '.join(unknown)[:200]}",
+            value=unknown[:10],
+            limit="inputs",
+            remedy="send top_k, statistics and layers as query parameters",
+        )
+    inputs = content["inputs"]
+    items = inputs if isinstance(inputs, list) else [inputs]
+    for i, item in enumerate(items):
+        if not isinstance(item, str):
+            raise InvalidRequestError(
+                f"input {i} is not a string but {type(item).__name__}",
+                value=str(item),
+                limit="a string",
+                remedy="send a text, or an image as base64",
+            )
+    return items
+
+
+def _from_base64(index: int, text: str) -> bytes:
+    payload = text.partition(",")[2] if text.startswith("data:") else text
+    try:
+        return base64.b64decode(payload, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InvalidRequestError(
+            f"input {index} is not base64 ({error})",
+            value=text[:40],
+            limit="base64 of an image file",
+            remedy="encode the bytes of the file with base64",
+        ) from None
+
+
+class _InMemoryParser(MultiPartParser):
+    spool_max_size = 1 << 40  # never to a file: the body is in memory already, and the disk may be read-only
+
+
+async def _multipart_images(headers: Headers, body: bytes) -> list[bytes]:
+    async def stream() -> Any:
+        yield body
+
+    try:
+        form = await _InMemoryParser(headers, stream(), max_files=10_000).parse()
+    except (MultiPartException, KeyError, ValueError) as error:
+        raise InvalidRequestError(
+            f"the multipart body is broken ({getattr(error, 'message', error)!s})",
+            value=f"{len(body)} bytes",
+            remedy="send multipart/form-data with a boundary and `image` parts, as curl -F image=@photo.jpg does",
+        ) from None
+    if strangers := sorted({name for name, _ in form.multi_items()} - {"image"}):
+        raise InvalidRequestError(
+            f"unknown parts: {', '.join(strangers)[:200]}",
+            value=strangers[:10],
+            limit="image",
+            remedy="name every part `image`",
+        )
+    images = []
+    for part in form.getlist("image"):
+        if not isinstance(part, UploadFile):
+            raise InvalidRequestError(
+                "the part `image` is a field, not a file",
+                value=part,
+                limit="a file",
+                remedy="send a file: curl -F image=@photo.jpg",
+            )
+        images.append(await part.read())
+    return images
+
+
+def _check_count(count: int, max_inputs: int) -> None:
+    if not count:
+        raise InvalidRequestError("there is no input", value=0, limit="at least 1", remedy="send at least one image or text")
+    if count > max_inputs:
+        raise InvalidRequestError(
+            f"{count} inputs are more than {max_inputs}",
+            value=count,
+            limit=max_inputs,
+            remedy="split the request, or raise NORMSCOPE_MAX_INPUTS",
+        )

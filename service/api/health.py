@@ -1,0 +1,37 @@
+"""/livez, /readyz and /metrics: for orchestrators and Prometheus."""
+
+from fastapi import APIRouter, Request, Response
+
+from service.api.answers import json_answer
+from service.api.schemas import Health
+from service.state import State
+
+router = APIRouter(tags=["operation"])
+
+
+@router.get("/livez", response_model=Health)
+def live() -> Response:
+    """200 while the process answers."""
+    return json_answer({"status": "live", "reason": None})
+
+
+@router.get("/readyz", response_model=Health, responses={503: {"model": Health}})
+def ready(request: Request) -> Response:
+    """200 once every model is loaded and has run; 503 before, and for good if one cannot be loaded."""
+    repository = State.of(request).repository
+    if repository.ready:
+        return json_answer({"status": "ready", "reason": None})
+    if repository.failure:
+        return json_answer({"status": "failed", "reason": repository.failure}, 503)
+    return json_answer({"status": "loading", "reason": "the models are being loaded"}, 503)
+
+
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"example": 'normscope_requests_total{model="encoder"} 1.0'}}}},
+)
+def metrics(request: Request) -> Response:
+    """Prometheus metrics."""
+    content, media_type = State.of(request).metrics.expose()
+    return Response(content, media_type=media_type)

@@ -1,0 +1,57 @@
+"""GET /v1/models...: what is served, the card, the layers and the statistics over traffic of each model."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
+
+from service.api.answers import documented_errors, json_answer
+from service.api.layers import choose_layers
+from service.api.schemas import LayerList, ModelCard, ModelList, TrafficAnswer
+from service.state import State
+
+router = APIRouter(prefix="/v1/models", tags=["models"])
+
+
+@router.get("", response_model=ModelList)
+def list_models(request: Request) -> Response:
+    """All models of the repository, ready or not."""
+    repository = State.of(request).repository
+    listed = [
+        {
+            "name": manifest.name,
+            "version": manifest.version,
+            "task": manifest.task,
+            "ready": manifest.name in repository.ready_names,
+            "layers": len(manifest.layers),
+        }
+        for manifest in repository.manifests
+    ]
+    return json_answer({"models": listed})
+
+
+@router.get("/{model}", response_model=ModelCard, responses=documented_errors(404, 503))
+def model_card(request: Request, model: str) -> Response:
+    """Task, inputs, labels, metrics and provenance."""
+    manifest = State.of(request).repository.get(model).manifest
+    return json_answer(manifest.model_dump(mode="json", exclude={"layers", "format"}))
+
+
+@router.get("/{model}/layers", response_model=LayerList, responses=documented_errors(404, 503))
+def model_layers(request: Request, model: str) -> Response:
+    """Every probe in the order of execution, with its normalization's parameters."""
+    manifest = State.of(request).repository.get(model).manifest
+    layers = [layer.model_dump(mode="json", exclude={"tensors", "mask"}) for layer in manifest.layers]
+    return json_answer({"model": manifest.name, "version": manifest.version, "layers": layers})
+
+
+@router.get("/{model}/statistics", response_model=TrafficAnswer, responses=documented_errors(404, 503))
+def traffic_statistics(
+    request: Request,
+    model: str,
+    layers: Annotated[str, Query(description="glob over layer names, or several with commas")] = "*",
+) -> Response:
+    """Statistics of every layer over all traffic since the model was loaded."""
+    served = State.of(request).repository.get(model)
+    chosen = choose_layers(served.manifest.layers, layers, model)
+    totals = served.traffic.describe(chosen)
+    return json_answer({"model": served.manifest.name, "version": served.manifest.version, **totals})

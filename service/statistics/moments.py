@@ -1,0 +1,155 @@
+"""Moments of activations: one tensor in, exact and mergeable statistics by sample and channel out. Pure numpy; knows no layers.
+
+With a (M,) the elements of one channel of one sample: mean = sum(a) / M, m2 = sum((a - mean)^2), from which
+
+    var = m2 / count        (population moment, as normalization itself uses)
+    l2  = sqrt(m2 + count * mean^2) = sqrt(sum(a^2))
+
+The two-pass form keeps var exact where mean is large against std; E[a^2] - mean^2 in float32 loses it. Merging is exact:
+Chan, Golub & LeVeque 1979, "Updating Formulae and a Pairwise Algorithm for Computing Sample Variances", equation 2.1.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Activations = NDArray[np.floating]
+
+_SAFE_MAGNITUDE = 1e15  # squares of larger, or of smaller reciprocals, leave the range of float32 sums
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Moments of many groups of elements at once; every field is float64 of one common shape.
+
+    Where `nonfinite` is above 0 (NaN or infinities among the elements), mean, m2, minimum and maximum are NaN.
+    Where `count` is 0, mean and m2 are 0, minimum is inf and maximum -inf: the neutral element of `merge`.
+    """
+
+    count: Floats
+    mean: Floats
+    m2: Floats
+    minimum: Floats
+    maximum: Floats
+    zeros: Floats
+    nonfinite: Floats
+
+    @property
+    def var(self) -> Floats:
+        return self.m2 / np.maximum(self.count, 1)
+
+    @property
+    def l2(self) -> Floats:
+        return np.sqrt(self.m2 + self.count * self.mean**2)
+
+    @classmethod
+    def stack(cls, parts: "list[Moments]", axis: int) -> Self:
+        """Joins several along a new axis."""
+        return cls(*(np.stack([getattr(part, f.name) for part in parts], axis) for f in fields(cls)))
+
+    @classmethod
+    def empty(cls, shape: int | tuple[int, ...]) -> Self:
+        """The moments of no elements."""
+        zero = np.zeros(shape)
+        return cls(zero, zero, zero, np.full(shape, np.inf), np.full(shape, -np.inf), zero, zero)
+
+    def pool(self, axis: int) -> Self:
+        """Merges all groups along one axis."""
+        count = self.count.sum(axis)
+        mean = (self.count * self.mean).sum(axis) / np.maximum(count, 1)
+        between = self.count * (self.mean - np.expand_dims(mean, axis)) ** 2
+        return type(self)(
+            count=count,
+            mean=mean,
+            m2=(self.m2 + between).sum(axis),
+            minimum=self.minimum.min(axis),
+            maximum=self.maximum.max(axis),
+            zeros=self.zeros.sum(axis),
+            nonfinite=self.nonfinite.sum(axis),
+        )
+
+    def merge(self, other: "Moments") -> Self:
+        """The moments of both sets of elements together."""
+        return type(self).stack([self, other], axis=0).pool(axis=0)
+
+
+def channel_moments(x: Activations, channel_axis: int, mask: NDArray[np.bool_] | None = None) -> Moments:
+    """Moments of x (N, ...) for each sample and channel: fields of shape (N, C).
+
+    Args:
+        x: floating, at least two axes, the samples along the first.
+        channel_axis: the axis that is kept beside the first.
+        mask: bool (N, M) over the flattened remaining axes; False elements (padding) do not exist for the result.
+    """
+    channels_first = np.moveaxis(x, channel_axis, 1)
+    values = channels_first.reshape(*channels_first.shape[:2], -1)  # (N, C, M)
+    with np.errstate(invalid="ignore", over="ignore"):  # NaN and infinities are counted, not warned of
+        return _dense(values) if mask is None else _masked(values.astype(np.float64), mask[:, None, :])
+
+
+def _dense(values: Activations) -> Moments:
+    m = values.shape[-1]
+    minimum, maximum = values.min(-1), values.max(-1)  # both propagate NaN
+    nonfinite = np.zeros(minimum.shape)
+    if not (np.isfinite(minimum).all() and np.isfinite(maximum).all()):
+        nonfinite = (~np.isfinite(values)).sum(-1).astype(np.float64)
+    largest = max(np.abs(minimum).max(), np.abs(maximum).max())
+    if not 1 / _SAFE_MAGNITUDE < largest < _SAFE_MAGNITUDE:  # also NaN
+        values = values.astype(np.float64)
+    center = values.mean(-1, keepdims=True)
+    deviation = values - center
+    shift = (deviation @ np.ones(m, values.dtype) / m).astype(np.float64)  # what rounding left in the mean
+    squares = np.vecdot(deviation, deviation).astype(np.float64)
+    return _without_nonfinite(
+        Moments(
+            count=np.full(minimum.shape, float(m)),
+            mean=center[..., 0].astype(np.float64) + shift,
+            m2=np.maximum(squares - m * shift**2, 0),
+            minimum=minimum.astype(np.float64),
+            maximum=maximum.astype(np.float64),
+            # bytes reduce three times faster than booleans
+            zeros=np.add.reduce((values == 0).view(np.uint8), axis=-1, dtype=np.uint32).astype(np.float64),
+            nonfinite=nonfinite,
+        )
+    )
+
+
+def _masked(values: Floats, mask: NDArray[np.bool_]) -> Moments:
+    count = np.broadcast_to(mask.sum(-1), values.shape[:2]).astype(np.float64)
+    mean = np.where(mask, values, 0).sum(-1) / np.maximum(count, 1)
+    return _without_nonfinite(
+        Moments(
+            count=count,
+            mean=mean,
+            m2=(np.where(mask, values - mean[..., None], 0) ** 2).sum(-1),
+            minimum=np.where(mask, values, np.inf).min(-1),
+            maximum=np.where(mask, values, -np.inf).max(-1),
+            zeros=((values == 0) & mask).sum(-1).astype(np.float64),
+            nonfinite=(~np.isfinite(values) & mask).sum(-1).astype(np.float64),
+        )
+    )
+
+
+def _without_nonfinite(moments: Moments) -> Moments:
+    bad = moments.nonfinite > 0
+    if not bad.any():
+        return moments
+    blank = {name: np.where(bad, np.nan, getattr(moments, name)) for name in ("mean", "m2", "minimum", "maximum")}
+    return Moments(count=moments.count, zeros=moments.zeros, nonfinite=moments.nonfinite, **blank)
+
+
+def sample_dot(a: Activations, b: Activations, mask: NDArray[np.bool_] | None = None) -> Floats:
+    """Dot product of a and b (N, ...) for each sample: (N,). `mask` bool (N, M) covers the axes after the first, but the last."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        if mask is not None:
+            a = np.where(mask[..., None], a, 0).astype(np.float64)
+            b = np.where(mask[..., None], b, 0)
+        n = len(a)
+        a, b = a.reshape(n, -1), b.reshape(n, -1)
+        dots = np.vecdot(a, b)
+        if not np.isfinite(dots).all():  # squares beyond float32
+            dots = np.vecdot(a.astype(np.float64), b.astype(np.float64))
+    return np.asarray(dots, dtype=np.float64)
