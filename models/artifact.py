@@ -38,6 +38,8 @@ class _Contract(BaseModel):
 class TensorSpec(_Contract):
     """One input or output of the graph."""
 
+    model_config = ConfigDict(json_schema_extra={"example": {"name": "image", "dtype": "float32", "shape": ["batch", 3]}})
+
     name: str
     dtype: Literal["float32", "int64"]
     shape: list[Dimension] = Field(description="a number, or the name of a dynamic dimension")
@@ -45,6 +47,8 @@ class TensorSpec(_Contract):
 
 class ParameterSummary(_Contract):
     """gamma or beta of a normalization, over its channels (population standard deviation)."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"mean": 1.0, "std": 0.1, "min": 0.7, "max": 1.3}})
 
     mean: float
     std: float
@@ -88,6 +92,10 @@ def _summary(values: Any) -> ParameterSummary | None:
 
 class Provenance(_Contract):
     """Where the weights come from."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"example": {"data": "Imagenette", "samples": 8469, "selection_samples": 1000, "seed": 0, "settings": {}}}
+    )
 
     data: str = Field(description="the data set and where it is published")
     samples: int | None = Field(description="number of samples trained on")

@@ -87,7 +87,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 class ImagePreprocessing(BaseModel):
     """Shorter side to `resize`, the middle `crop` x `crop`, scaled to 0..1, normalized by channel."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", json_schema_extra={"example": {"kind": "image", "resize": 128, "crop": 128}}
+    )
 
     kind: Literal["image"] = "image"
     resize: int = Field(gt=0, description="length of the shorter side after resizing, in pixels")
@@ -126,7 +128,7 @@ class ImagePreprocessing(BaseModel):
 class TextPreprocessing(BaseModel):
     """Text to token ids by the tokenizer that lies in the artifact, cut at `max_length` tokens."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", json_schema_extra={"example": {"kind": "text", "max_length": 64}})
 
     kind: Literal["text"] = "text"
     tokenizer: str = Field(default="tokenizer.json", description="file in the artifact folder")

@@ -1,0 +1,1 @@
+"""Serves artifacts over HTTP with the statistics of their layers. Never imports torch."""

@@ -1,44 +1,24 @@
-"""`python -m service`: one process that serves until SIGTERM or SIGINT, then finishes accepted requests and exits with 0."""
+"""`python -m service`: can be stopped from its first moment on; the rest is in `service.server`."""
 
-import logging
 import signal
 import sys
 from types import FrameType
 
-import uvicorn
-from pydantic import ValidationError
-from pydantic_settings import CliApp, SettingsError
 
-from models.artifact import ArtifactError
-from service.app import create_app
-from service.settings import Settings
-
-
-def _stopped(number: int, frame: FrameType | None) -> None:
-    """uvicorn raises the signal again once it has drained; the process must then end normally, not by the signal."""
+def _leave(number: int, frame: FrameType | None) -> None:
+    """Ends the process normally: before uvicorn takes the signals over, and when it raises them again after it has drained."""
+    sys.exit(0)
 
 
 def main() -> None:
-    """Reads the settings from the command line and the environment, and serves."""
-    try:
-        settings = CliApp.run(Settings)
-    except (ValidationError, SettingsError) as error:
-        sys.exit(f"invalid settings: {error}")
-    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    try:
-        app = create_app(settings)
-    except ArtifactError as error:
-        sys.exit(f"cannot serve: {error}")
-    signal.signal(signal.SIGTERM, _stopped)
-    signal.signal(signal.SIGINT, _stopped)
-    uvicorn.run(
-        app,
-        host=settings.host,
-        port=settings.port,
-        log_level=settings.log_level,
-        timeout_graceful_shutdown=settings.shutdown_grace_s,
-        server_header=False,
-    )
+    """Serves until SIGTERM or SIGINT, finishes accepted requests and exits with 0."""
+    # first of all: as process 1 of a container a signal without a handler is lost, and the imports below take a second
+    signal.signal(signal.SIGTERM, _leave)
+    signal.signal(signal.SIGINT, _leave)
+
+    from service.server import serve
+
+    serve()
 
 
 if __name__ == "__main__":

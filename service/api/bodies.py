@@ -138,24 +138,28 @@ async def _multipart_images(headers: Headers, body: bytes) -> list[bytes]:
             value=f"{len(body)} bytes",
             remedy="send multipart/form-data with a boundary and `image` parts, as curl -F image=@photo.jpg does",
         ) from None
-    if strangers := sorted({name for name, _ in form.multi_items()} - {"image"}):
-        raise InvalidRequestError(
-            f"unknown parts: {', '.join(strangers)[:200]}",
-            value=strangers[:10],
-            limit="image",
-            remedy="name every part `image`",
-        )
-    images = []
-    for part in form.getlist("image"):
-        if not isinstance(part, UploadFile):
+    try:
+        if strangers := sorted({name for name, _ in form.multi_items()} - {"image"}):
             raise InvalidRequestError(
-                "the part `image` is a field, not a file",
-                value=part,
-                limit="a file",
-                remedy="send a file: curl -F image=@photo.jpg",
+                f"unknown parts: {', '.join(strangers)[:200]}",
+                value=strangers[:10],
+                limit="image",
+                remedy="name every part `image`",
             )
-        images.append(await part.read())
-    return images
+        return [await _file_content(part) for part in form.getlist("image")]
+    finally:
+        await form.close()
+
+
+async def _file_content(part: UploadFile | str) -> bytes:
+    if not isinstance(part, UploadFile):
+        raise InvalidRequestError(
+            "the part `image` is a field, not a file",
+            value=part,
+            limit="a file",
+            remedy="send a file: curl -F image=@photo.jpg",
+        )
+    return await part.read()
 
 
 def _check_count(count: int, max_inputs: int) -> None:

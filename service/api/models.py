@@ -29,14 +29,14 @@ def list_models(request: Request) -> Response:
     return json_answer({"models": listed})
 
 
-@router.get("/{model}", response_model=ModelCard, responses=documented_errors(404, 503))
+@router.get("/{model}", response_model=ModelCard, responses=documented_errors(404, 422, 503))
 def model_card(request: Request, model: str) -> Response:
     """Task, inputs, labels, metrics and provenance."""
     manifest = State.of(request).repository.get(model).manifest
     return json_answer(manifest.model_dump(mode="json", exclude={"layers", "format"}))
 
 
-@router.get("/{model}/layers", response_model=LayerList, responses=documented_errors(404, 503))
+@router.get("/{model}/layers", response_model=LayerList, responses=documented_errors(404, 422, 503))
 def model_layers(request: Request, model: str) -> Response:
     """Every probe in the order of execution, with its normalization's parameters."""
     manifest = State.of(request).repository.get(model).manifest
@@ -44,7 +44,7 @@ def model_layers(request: Request, model: str) -> Response:
     return json_answer({"model": manifest.name, "version": manifest.version, "layers": layers})
 
 
-@router.get("/{model}/statistics", response_model=TrafficAnswer, responses=documented_errors(404, 503))
+@router.get("/{model}/statistics", response_model=TrafficAnswer, responses=documented_errors(404, 422, 503))
 def traffic_statistics(
     request: Request,
     model: str,

@@ -11,7 +11,7 @@ from models.preprocessing import ImagePreprocessing, TextPreprocessing
 
 Level = Literal["none", "summary", "channels"]
 
-_SIDE_EXAMPLE: dict[str, Any] = {
+_SIDE: dict[str, Any] = {
     "count": 1024,
     "mean": 0.02,
     "var": 1.44,
@@ -22,20 +22,65 @@ _SIDE_EXAMPLE: dict[str, Any] = {
     "zeros": 0.0,
     "nonfinite": 0,
 }
-_LAYER_EXAMPLE: dict[str, Any] = {
+_NORMALIZED = _SIDE | {"mean": 0.0, "var": 1.0, "std": 1.0, "l2": 32.0}
+_LAYER: dict[str, Any] = {"layer": "blocks.0.attention_norm", "kind": "layer_norm", "before": _SIDE, "after": _NORMALIZED}
+_LABEL: dict[str, Any] = {"label": "balance", "score": 0.93}
+_PREDICTION: dict[str, Any] = {"labels": [_LABEL], "truncated": False, "layers": [_LAYER]}
+_TIMING: dict[str, Any] = {"preprocess_ms": 0.2, "queue_ms": 0.1, "inference_ms": 1.4}
+_ERROR: dict[str, Any] = {
+    "code": "unknown_model",
+    "message": "no model is named 'resnet'; GET /v1/models lists the models",
+    "value": "resnet",
+    "limit": ["encoder", "resnet50"],
+    "remedy": "GET /v1/models lists the models",
+}
+_MODEL: dict[str, Any] = {"name": "encoder", "version": "1", "task": "text-classification", "ready": True, "layers": 13}
+_LISTED_LAYER: dict[str, Any] = {
     "layer": "blocks.0.attention_norm",
     "kind": "layer_norm",
-    "before": _SIDE_EXAMPLE,
-    "after": _SIDE_EXAMPLE | {"mean": 0.0, "var": 1.0, "std": 1.0, "l2": 32.0},
+    "shape": ["batch", "length", 128],
+    "channel_axis": 2,
+    "epsilon": 1e-5,
+    "gamma": {"mean": 1.0, "std": 0.05, "min": 0.8, "max": 1.2},
+    "beta": {"mean": 0.0, "std": 0.03, "min": -0.1, "max": 0.1},
+}
+_RANGE: dict[str, Any] = {"mean": 38.4, "min": 37.0, "max": 39.8}
+_TRAFFIC_LAYER: dict[str, Any] = {
+    "layer": "blocks.0.attention_norm",
+    "kind": "layer_norm",
+    "before": _SIDE | {"l2": _RANGE},
+    "after": _NORMALIZED | {"l2": {"mean": 32.0, "min": 31.0, "max": 33.0}},
+}
+_CARD: dict[str, Any] = {
+    "name": "encoder",
+    "version": "1",
+    "task": "text-classification",
+    "description": "Transformer encoder for 150 intents",
+    "inputs": [{"name": "input_ids", "dtype": "int64", "shape": ["batch", "length"]}],
+    "outputs": [{"name": "logits", "dtype": "float32", "shape": ["batch", 150]}],
+    "preprocessing": {"kind": "text", "tokenizer": "tokenizer.json", "max_length": 64},
+    "labels": ["balance", "weather"],
+    "metrics": {"accuracy": 0.92},
+    "training": {
+        "data": "CLINC150",
+        "samples": 15000,
+        "selection_samples": 3000,
+        "seed": 0,
+        "settings": {"batch_size": 64},
+    },
+    "libraries": {"torch": "2.13.0"},
+    "files": {"model.onnx": "SHA-256"},
 }
 
 
-class _Schema(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+def _like(example: dict[str, Any]) -> ConfigDict:
+    return ConfigDict(extra="forbid", json_schema_extra={"example": example})
 
 
-class ErrorDetail(_Schema):
+class ErrorDetail(BaseModel):
     """What is wrong, with the value, the limit and the remedy where they exist."""
+
+    model_config = _like(_ERROR)
 
     code: str = Field(description="kind of the error, stable")
     message: str = Field(description="a sentence for people")
@@ -44,43 +89,35 @@ class ErrorDetail(_Schema):
     remedy: str = Field(description="what to do")
 
 
-class ErrorAnswer(_Schema):
+class ErrorAnswer(BaseModel):
     """The one shape of every error under /v1."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "example": {
-                "error": {
-                    "code": "unknown_model",
-                    "message": "no model is named 'resnet'; GET /v1/models lists the models",
-                    "value": "resnet",
-                    "limit": ["encoder", "resnet50"],
-                    "remedy": "GET /v1/models lists the models",
-                }
-            }
-        }
-    )
+    model_config = _like({"error": _ERROR})
 
     error: ErrorDetail
 
 
-class JsonInputs(_Schema):
+class JsonInputs(BaseModel):
     """The JSON body of a prediction: one text or base64-encoded image, or a list of them."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"example": {"inputs": "what is my account balance"}})
+    model_config = _like({"inputs": "what is my account balance"})
 
     inputs: str | list[str]
 
 
-class LabelScore(_Schema):
+class LabelScore(BaseModel):
     """One label and its softmax probability."""
+
+    model_config = _like(_LABEL)
 
     label: str
     score: float
 
 
-class SideStatistics(_Schema):
+class SideStatistics(BaseModel):
     """Statistics of the elements of one tensor for one input; null where `nonfinite` is above 0."""
+
+    model_config = _like(_SIDE)
 
     count: int = Field(description="elements; padding does not count")
     mean: float | None
@@ -96,10 +133,10 @@ class SideStatistics(_Schema):
     )
 
 
-class LayerStatistics(_Schema):
+class LayerStatistics(BaseModel):
     """A normalization (before, after) or a residual add (identity x, residual F(x), their sum before any activation)."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"example": _LAYER_EXAMPLE})
+    model_config = _like(_LAYER)
 
     layer: str
     kind: ProbeKind
@@ -112,42 +149,30 @@ class LayerStatistics(_Schema):
     cosine: float | None = Field(default=None, description="of F(x) and x")
 
 
-class PredictionAnswer(_Schema):
+class PredictionAnswer(BaseModel):
     """The outcome for one input."""
+
+    model_config = _like(_PREDICTION)
 
     labels: list[LabelScore] = Field(description="the best first")
     truncated: bool = Field(description="the text was longer than the model reads and was cut")
     layers: list[LayerStatistics] | None = Field(default=None, description="absent for statistics=none")
 
 
-class TimingAnswer(_Schema):
+class TimingAnswer(BaseModel):
     """Where the time went, in milliseconds."""
+
+    model_config = _like(_TIMING)
 
     preprocess_ms: float
     queue_ms: float
     inference_ms: float
 
 
-class PredictAnswer(_Schema):
+class PredictAnswer(BaseModel):
     """One prediction for each input, in the order of the inputs."""
 
-    model_config = ConfigDict(
-        extra="forbid",
-        json_schema_extra={
-            "example": {
-                "model": "encoder",
-                "version": "1",
-                "predictions": [
-                    {
-                        "labels": [{"label": "balance", "score": 0.93}],
-                        "truncated": False,
-                        "layers": [_LAYER_EXAMPLE],
-                    }
-                ],
-                "timing": {"preprocess_ms": 0.2, "queue_ms": 0.1, "inference_ms": 1.4},
-            }
-        },
-    )
+    model_config = _like({"model": "encoder", "version": "1", "predictions": [_PREDICTION], "timing": _TIMING})
 
     model: str
     version: str
@@ -155,15 +180,10 @@ class PredictAnswer(_Schema):
     timing: TimingAnswer
 
 
-class ModelSummary(_Schema):
+class ModelSummary(BaseModel):
     """One served model."""
 
-    model_config = ConfigDict(
-        extra="forbid",
-        json_schema_extra={
-            "example": {"name": "encoder", "version": "1", "task": "text-classification", "ready": True, "layers": 17}
-        },
-    )
+    model_config = _like(_MODEL)
 
     name: str
     version: str
@@ -172,47 +192,18 @@ class ModelSummary(_Schema):
     layers: int = Field(description="number of probes")
 
 
-class ModelList(_Schema):
+class ModelList(BaseModel):
     """All served models."""
 
-    model_config = ConfigDict(
-        extra="forbid",
-        json_schema_extra={
-            "example": {"models": [{"name": "encoder", "version": "1", "task": "text-classification", "ready": True, "layers": 17}]}
-        },
-    )
+    model_config = _like({"models": [_MODEL]})
 
     models: list[ModelSummary]
 
 
-class ModelCard(_Schema):
+class ModelCard(BaseModel):
     """What a model is, takes and was measured to do."""
 
-    model_config = ConfigDict(
-        extra="forbid",
-        json_schema_extra={
-            "example": {
-                "name": "encoder",
-                "version": "1",
-                "task": "text-classification",
-                "description": "Transformer encoder for 150 intents",
-                "inputs": [{"name": "input_ids", "dtype": "int64", "shape": ["batch", "length"]}],
-                "outputs": [{"name": "logits", "dtype": "float32", "shape": ["batch", 150]}],
-                "preprocessing": {"kind": "text", "tokenizer": "tokenizer.json", "max_length": 64},
-                "labels": ["balance", "weather"],
-                "metrics": {"accuracy": 0.93},
-                "training": {
-                    "data": "CLINC150",
-                    "samples": 15000,
-                    "selection_samples": 3000,
-                    "seed": 0,
-                    "settings": {"batch_size": 64},
-                },
-                "libraries": {"torch": "2.13.0"},
-                "files": {"model.onnx": "SHA-256"},
-            }
-        },
-    )
+    model_config = _like(_CARD)
 
     name: str
     version: str
@@ -228,8 +219,10 @@ class ModelCard(_Schema):
     files: dict[str, str]
 
 
-class LayerAnswer(_Schema):
+class LayerAnswer(BaseModel):
     """One probe of a model."""
+
+    model_config = _like(_LISTED_LAYER)
 
     layer: str = Field(description="module path of the layer")
     kind: ProbeKind
@@ -240,45 +233,30 @@ class LayerAnswer(_Schema):
     beta: ParameterSummary | None
 
 
-class LayerList(_Schema):
+class LayerList(BaseModel):
     """All probes in the order of execution."""
 
-    model_config = ConfigDict(
-        extra="forbid",
-        json_schema_extra={
-            "example": {
-                "model": "encoder",
-                "version": "1",
-                "layers": [
-                    {
-                        "layer": "blocks.0.attention_norm",
-                        "kind": "layer_norm",
-                        "shape": ["batch", "length", 128],
-                        "channel_axis": 2,
-                        "epsilon": 1e-5,
-                        "gamma": {"mean": 1.0, "std": 0.05, "min": 0.8, "max": 1.2},
-                        "beta": {"mean": 0.0, "std": 0.03, "min": -0.1, "max": 0.1},
-                    }
-                ],
-            }
-        },
-    )
+    model_config = _like({"model": "encoder", "version": "1", "layers": [_LISTED_LAYER]})
 
     model: str
     version: str
     layers: list[LayerAnswer]
 
 
-class ValueRange(_Schema):
+class ValueRange(BaseModel):
     """Of the values of the single inputs; null before the first."""
+
+    model_config = _like(_RANGE)
 
     mean: float | None
     min: float | None
     max: float | None
 
 
-class TrafficSide(_Schema):
+class TrafficSide(BaseModel):
     """One side over all traffic: mean, var, std and zeros pooled by count, min and max extremes, l2 by input."""
+
+    model_config = _like(_SIDE | {"l2": _RANGE})
 
     count: int
     mean: float | None
@@ -291,8 +269,10 @@ class TrafficSide(_Schema):
     nonfinite: int = Field(description="sum over the inputs; an input with any is left out of the rest")
 
 
-class TrafficLayer(_Schema):
+class TrafficLayer(BaseModel):
     """One layer over all traffic."""
+
+    model_config = _like(_TRAFFIC_LAYER)
 
     layer: str
     kind: ProbeKind
@@ -305,28 +285,10 @@ class TrafficLayer(_Schema):
     cosine: ValueRange | None = None
 
 
-class TrafficAnswer(_Schema):
+class TrafficAnswer(BaseModel):
     """Statistics over all traffic since the model was loaded."""
 
-    model_config = ConfigDict(
-        extra="forbid",
-        json_schema_extra={
-            "example": {
-                "model": "encoder",
-                "version": "1",
-                "requests": 2,
-                "sampled": 2,
-                "layers": [
-                    {
-                        "layer": "blocks.0.attention_norm",
-                        "kind": "layer_norm",
-                        "before": _SIDE_EXAMPLE | {"l2": {"mean": 38.4, "min": 37.0, "max": 39.8}},
-                        "after": _SIDE_EXAMPLE | {"l2": {"mean": 32.0, "min": 31.0, "max": 33.0}},
-                    }
-                ],
-            }
-        },
-    )
+    model_config = _like({"model": "encoder", "version": "1", "requests": 2, "sampled": 2, "layers": [_TRAFFIC_LAYER]})
 
     model: str
     version: str
@@ -335,10 +297,10 @@ class TrafficAnswer(_Schema):
     layers: list[TrafficLayer]
 
 
-class Health(_Schema):
+class Health(BaseModel):
     """State of the service."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"example": {"status": "ready", "reason": None}})
+    model_config = _like({"status": "ready", "reason": None})
 
     status: Literal["live", "ready", "loading", "failed"]
     reason: str | None = None

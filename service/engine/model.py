@@ -150,6 +150,7 @@ class ServedModel:
             for i, (_, truncated) in enumerate(chunk):
                 sample = observed.sample(i) if observed is not None and statistics else None
                 predictions.append(Prediction(scores[i], truncated, sample))
+        self.traffic.count(len(prepared))
         return predictions, began, time.perf_counter()
 
     def close(self) -> None:

@@ -1,6 +1,7 @@
 """The model repository: a folder of artifacts in, served models out. Knows no HTTP."""
 
 import logging
+import threading
 from pathlib import Path
 
 from models.artifact import Artifact, ArtifactError, Manifest, load_artifact
@@ -59,6 +60,8 @@ class Repository:
         self._artifacts = load_repository(settings)
         self._models: dict[str, ServedModel] = {}
         self.failure: str | None = None
+        self.settled = threading.Event()
+        """Set once `load` has ended, well or not."""
 
     @property
     def manifests(self) -> list[Manifest]:
@@ -80,6 +83,12 @@ class Repository:
 
     def load(self) -> None:
         """Loads and warms up every model; `failure` says why if one cannot be."""
+        try:
+            self._load()
+        finally:
+            self.settled.set()
+
+    def _load(self) -> None:
         threads = self._settings.threads or available_cpus()
         for artifact in self._artifacts:
             manifest = artifact.manifest

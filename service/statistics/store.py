@@ -65,6 +65,11 @@ class TrafficStatistics:
         self._nonfinite = np.zeros(rows)
         self._l2, self._residual_ratio, self._cosine = _Range.empty(rows), _Range.empty(adds), _Range.empty(adds)
 
+    def count(self, inputs: int) -> None:
+        """Counts inputs that were served, whether or not their statistics are taken."""
+        with self._lock:
+            self.requests += inputs
+
     def add(self, batch: BatchStatistics) -> None:
         """Merges all samples of a batch; safe to call from several threads."""
         pooled = batch.pooled
@@ -80,7 +85,6 @@ class TrafficStatistics:
         )
         merged = clean.pool(axis=0)
         with self._lock:
-            self.requests += len(batch)
             self.sampled += len(batch)
             self._moments = self._moments.merge(merged)
             self._nonfinite += pooled.nonfinite.sum(0)

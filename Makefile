@@ -1,0 +1,53 @@
+# Two commands matter: `make serve` and `make test`. Each sets up what it needs in .venv (Python 3.11 or newer).
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ARCHIVE_RESNET50 ?=
+ARCHIVE_ENCODER ?=
+
+.PHONY: serve test check format train bench clean help
+
+help:            ## list the commands
+	@grep -E '^[a-z]+: .*##' Makefile | sed -E 's/:.*##/\t/'
+
+# The stamps hold what is installed; serving never installs torch.
+$(VENV)/serve.stamp: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; run make PYTHON=python3.12 ...") if sys.version_info < (3, 11) else None'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+# torch first and by its exact minor version: where a build for the CPU is configured, it is taken
+$(VENV)/test.stamp: $(VENV)/serve.stamp
+	$(BIN)/python -m pip install --quiet "torch==2.13.*"
+	$(BIN)/python -m pip install --quiet --editable '.[train,test]'
+	touch $@
+
+serve: $(VENV)/serve.stamp       ## serve both shipped models on http://127.0.0.1:8000 (settings: NORMSCOPE_...)
+	$(BIN)/python -m service
+
+test: $(VENV)/test.stamp         ## run the tests
+	$(BIN)/python -m pytest
+
+check: $(VENV)/test.stamp        ## format, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy service models tests
+
+format: $(VENV)/test.stamp       ## format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+train: $(VENV)/test.stamp        ## train both models (hours on a CPU) and write models/artifacts; ARCHIVE_RESNET50=, ARCHIVE_ENCODER= for local data
+	$(BIN)/python -m models train encoder --run runs/encoder $(if $(ARCHIVE_ENCODER),--archive $(ARCHIVE_ENCODER))
+	$(BIN)/python -m models export encoder --run runs/encoder $(if $(ARCHIVE_ENCODER),--archive $(ARCHIVE_ENCODER))
+	$(BIN)/python -m models train resnet50 --run runs/resnet50 $(if $(ARCHIVE_RESNET50),--archive $(ARCHIVE_RESNET50))
+	$(BIN)/python -m models export resnet50 --run runs/resnet50 $(if $(ARCHIVE_RESNET50),--archive $(ARCHIVE_RESNET50))
+
+bench: $(VENV)/test.stamp        ## print the table of speeds
+	$(BIN)/python -m tests.benchmarks.overhead
+
+clean:           ## remove the environment and caches
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info

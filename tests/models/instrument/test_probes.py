@@ -1,0 +1,222 @@
+"""One tiny graph for each rule of the passes."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from models.instrument.graph import Graph
+from models.instrument.norms import find_norms
+from models.instrument.probes import find_probes
+from models.instrument.residual_adds import find_residual_adds
+from models.instrument.taps import UnknownTensorError, add_taps
+
+
+def graph_of(
+    nodes: list[onnx.NodeProto], weights: dict[str, tuple[int, ...]], shape: tuple[int | str, ...] = ("batch", 4, 8, 8)
+) -> onnx.ModelProto:
+    """A model from x to y with random weights of the given shapes."""
+    rng = np.random.default_rng(0)
+    initializers = [numpy_helper.from_array(rng.standard_normal(s).astype(np.float32), name) for name, s in weights.items()]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        initializers,
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10)
+
+
+def node(operator: str, inputs: str, output: str, **attributes: object) -> onnx.NodeProto:
+    """A node whose inputs are separated by spaces; two spaces leave one out."""
+    return helper.make_node(operator, inputs.split(" "), [output], name=f"{operator}.{output}", **attributes)
+
+
+def adds_of(nodes: list[onnx.NodeProto], weights: dict[str, tuple[int, ...]]) -> list[tuple[str, str]]:
+    """(identity, residual) of every residual add."""
+    return [(add.identity, add.residual) for add in find_residual_adds(Graph(graph_of(nodes, weights)))]
+
+
+@pytest.mark.parametrize(
+    ("operator", "kind", "extra", "attributes"),
+    [
+        ("BatchNormalization", "batch_norm", " g b m v", {}),
+        ("LayerNormalization", "layer_norm", " w8 w8", {"axis": -1}),
+        ("GroupNormalization", "group_norm", " g b", {"num_groups": 2}),
+        ("InstanceNormalization", "instance_norm", " g b", {}),
+        ("RMSNormalization", "rms_norm", " w8", {"axis": -1}),
+    ],
+)
+def test_every_normalization_operator_is_found(operator: str, kind: str, extra: str, attributes: dict[str, object]) -> None:
+    """Rules 1 and 2 of norms: kind, sides, parameters, epsilon and channel axis of each operator."""
+    weights = dict.fromkeys("gbmv", (4,)) | {"w8": (8,)}
+    model = graph_of([node(operator, "x" + extra, "y", epsilon=0.25, **attributes)], weights)
+    (probe,) = find_probes(model)
+    last = kind in ("layer_norm", "rms_norm")
+    assert (probe.kind, probe.tensors) == (kind, {"before": "x", "after": "y"})
+    assert probe.channel_axis == (3 if last else 1)
+    assert probe.epsilon == 0.25
+    assert probe.shape == ["batch", 4, 8, 8]
+    assert probe.gamma is not None
+    np.testing.assert_allclose(probe.gamma, Graph(model).constant("w8" if last else "g"))
+    assert (probe.beta is None) == (kind == "rms_norm")
+
+
+def test_folded_batch_norm_is_not_guessed() -> None:
+    """Rule 3 of norms: a convolution with a bias has no norm."""
+    assert find_norms(Graph(graph_of([node("Conv", "x w b", "y")], {"w": (4, 4, 1, 1), "b": (4,)}))) == []
+
+
+_CONV = {"w": (4, 4, 1, 1), "w2": (4, 4, 1, 1), "w3": (4, 4, 1, 1)}
+
+
+@pytest.mark.parametrize("order", ["x f", "f x"])
+def test_identity_shortcut(order: str) -> None:
+    """Rule 1 of adds: x + F(x), whichever side is written first."""
+    nodes = [node("Conv", "x w", "f"), node("Add", order, "y")]
+    assert adds_of(nodes, _CONV) == [("x", "f")]
+
+
+def test_identity_through_operators_that_pass_values_on() -> None:
+    """Rule 1 of adds: a Pad, Slice or Transpose on the shortcut leaves it an identity."""
+    nodes = [
+        node("Transpose", "x", "t", perm=[0, 1, 3, 2]),
+        node("Identity", "t", "i"),
+        node("Conv", "x w", "f"),
+        node("Add", "f i", "y"),
+    ]
+    assert adds_of(nodes, _CONV) == [("i", "f")]
+
+
+def test_projection_shortcut() -> None:
+    """Rule 2 of adds: one convolution with its norm on the shortcut, more on the branch."""
+    nodes = [
+        node("Conv", "x w", "a"),
+        node("Relu", "a", "r"),
+        node("Conv", "r w2", "f"),
+        node("Conv", "x w3", "p"),
+        node("BatchNormalization", "p g b m v", "n"),
+        node("Add", "f n", "y"),
+    ]
+    assert adds_of(nodes, _CONV | dict.fromkeys("gbmv", (4,))) == [("n", "f")]
+
+
+def test_identity_wins_over_projection() -> None:
+    """Rule 5 of adds: a branch of a single convolution is F, not a projection of x."""
+    nodes = [node("Conv", "x w", "f"), node("Add", "f x", "y")]
+    assert adds_of(nodes, _CONV) == [("x", "f")]
+
+
+def test_chained_blocks() -> None:
+    """Two blocks in a row are two adds, the first one's sum being the second one's identity."""
+    nodes = [
+        node("Conv", "x w", "f1"),
+        node("Add", "f1 x", "s1"),
+        node("Relu", "s1", "r"),
+        node("Conv", "r w2", "f2"),
+        node("Add", "f2 r", "y"),
+    ]
+    assert adds_of(nodes, _CONV) == [("x", "f1"), ("r", "f2")]
+
+
+_NOT_RESIDUAL: dict[str, tuple[list[onnx.NodeProto], dict[str, tuple[int, ...]]]] = {
+    "bias": ([node("Conv", "x w", "f"), node("Add", "f b", "y")], _CONV | {"b": (1, 4, 1, 1)}),
+    "bias cast from float16": (
+        [node("Cast", "b", "c", to=TensorProto.FLOAT), node("Conv", "x w", "f"), node("Add", "f c", "y")],
+        _CONV | {"b": (1, 4, 1, 1)},
+    ),
+    "tanh form of GELU": (
+        [
+            node("Conv", "x w", "u"),
+            node("Mul", "u u", "u2"),
+            node("Mul", "u2 u", "u3"),
+            node("Mul", "u3 k", "k3"),
+            node("Add", "u k3", "y"),
+        ],
+        _CONV | {"k": (1,)},
+    ),
+    "rotary embedding": (
+        [
+            node("MatMul", "x w8", "q"),
+            node("Mul", "q cos", "a"),
+            node("Neg", "q", "rotated"),
+            node("Mul", "rotated sin", "b"),
+            node("Add", "a b", "y"),
+        ],
+        {"w8": (8, 8), "cos": (8,), "sin": (8,)},
+    ),
+    "attention and MLP in parallel": (
+        [
+            node("MatMul", "x w8", "q"),
+            node("Softmax", "q", "p"),
+            node("MatMul", "p w8", "attention"),
+            node("MatMul", "x v8", "h"),
+            node("Relu", "h", "r"),
+            node("MatMul", "r v8", "mlp"),
+            node("Add", "attention mlp", "y"),
+        ],
+        {"w8": (8, 8), "v8": (8, 8)},
+    ),
+    "lateral sum of a feature pyramid": (
+        [
+            node("Conv", "x w", "lateral"),
+            node("MaxPool", "x", "low", kernel_shape=[2, 2], strides=[2, 2]),
+            node("Conv", "low w2", "top"),
+            node("Resize", "top  scales", "up", mode="nearest"),
+            node("Add", "lateral up", "y"),
+        ],
+        _CONV | {"scales": (4,)},
+    ),
+    "mask of the extents": (
+        [
+            node("MatMul", "x w8", "scores"),
+            node("Shape", "x", "extents"),
+            node("ConstantOfShape", "extents", "mask"),
+            node("Add", "scores mask", "y"),
+        ],
+        {"w8": (8, 8)},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", _NOT_RESIDUAL)
+def test_other_adds_are_not_residual(name: str) -> None:
+    """Rules 3, 4 and 6 of adds: sums that join no branch with its own identity are left alone."""
+    nodes, weights = _NOT_RESIDUAL[name]
+    assert adds_of(nodes, weights) == []
+
+
+def test_deep_chains_need_no_recursion() -> None:
+    """A branch of three thousand operators is followed to its fork."""
+    nodes = [node("Conv", "x w", "t0")]
+    nodes += [node("Relu", f"t{i}", f"t{i + 1}") for i in range(3000)]
+    nodes.append(node("Add", "x t3000", "y"))
+    assert adds_of(nodes, _CONV) == [("x", "t3000")]
+
+
+def test_probes_come_in_the_order_of_execution() -> None:
+    """Norms and adds are listed as they run; an add takes the channel axis of the nearest norm."""
+    nodes = [
+        node("Conv", "x w", "c"),
+        node("BatchNormalization", "c g b m v", "n"),
+        node("Add", "n x", "s"),
+        node("LayerNormalization", "s w8 w8", "y", axis=-1),
+    ]
+    model = graph_of(nodes, _CONV | dict.fromkeys("gbmv", (4,)) | {"w8": (8,)})
+    assert [(p.kind, p.channel_axis) for p in find_probes(model)] == [("batch_norm", 1), ("residual_add", 1), ("layer_norm", 3)]
+
+
+def test_taps_change_nothing_but_the_outputs() -> None:
+    """The tapped model has the same nodes and one more output for each tensor, once."""
+    model = graph_of([node("Conv", "x w", "f"), node("Add", "f x", "y")], _CONV)
+    tapped = add_taps(model, ["f", "x", "f", "y"])
+    assert [value.name for value in tapped.graph.output] == ["y", "f", "x"]
+    assert tapped.graph.node == model.graph.node
+    assert len(model.graph.output) == 1
+
+
+def test_an_unknown_tap_is_named() -> None:
+    """A tensor that the graph does not make is an error that names it."""
+    with pytest.raises(UnknownTensorError, match="'nowhere'"):
+        add_taps(graph_of([node("Conv", "x w", "y")], _CONV), ["nowhere"])

@@ -1,0 +1,165 @@
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from models.artifact import MANIFEST, MODEL, Artifact, ArtifactError, Layer, load_artifact, write_manifest
+from models.instrument.probes import Probe
+from models.preprocessing import ImagePreprocessing, TextPreprocessing
+from tests.networks import draft_manifest
+
+_LAYER = Layer.of(
+    Probe(
+        layer="layer1.0.bn1",
+        kind="batch_norm",
+        tensors={"before": "conv", "after": "bn"},
+        shape=["batch", 2, 8, 8],
+        channel_axis=1,
+        epsilon=1e-5,
+        gamma=np.array([1.0, 3.0]),
+        beta=np.array([-1.0, 0.0]),
+    )
+)
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Artifact:
+    """A text artifact of three files; what the model file holds is not this module's business."""
+    folder = tmp_path / "encoder" / "1"
+    folder.mkdir(parents=True)
+    for name in (MODEL, "tokenizer.json", "README.md"):
+        (folder / name).write_bytes(f"content of {name}".encode())
+    manifest = draft_manifest(folder, labels=["yes", "no"], preprocessing=TextPreprocessing(max_length=8))
+    complete = manifest.model_copy(update={"layers": [_LAYER]})
+    return write_manifest(folder, complete, [MODEL, "tokenizer.json", "README.md"])
+
+
+def _change(folder: Path, **fields: Any) -> None:
+    """Overwrites fields of the manifest on disk."""
+    path = folder / MANIFEST
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def _error(folder: Path) -> str:
+    with pytest.raises(ArtifactError) as caught:
+        load_artifact(folder)
+    return str(caught.value)
+
+
+def test_what_was_written_is_loaded(written: Artifact) -> None:
+    """The manifest comes back equal, with the SHA-256 of every file and the path of the model."""
+    loaded = load_artifact(written.folder)
+    assert loaded == written
+    assert loaded.model_path == written.folder / "model.onnx"
+    assert loaded.manifest.files == {
+        name: hashlib.sha256(f"content of {name}".encode()).hexdigest() for name in (MODEL, "tokenizer.json", "README.md")
+    }
+    assert isinstance(loaded.manifest.preprocessing, TextPreprocessing)
+
+
+def test_an_image_manifest_is_told_by_its_kind(written: Artifact) -> None:
+    """The preprocessing of images is read as such."""
+    _change(written.folder, preprocessing=ImagePreprocessing(resize=146, crop=128).model_dump(mode="json"))
+    assert load_artifact(written.folder).manifest.preprocessing == ImagePreprocessing(resize=146, crop=128)
+
+
+def test_a_missing_manifest_says_what_an_artifact_is(tmp_path: Path) -> None:
+    """An empty folder, and one that is not there."""
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        message = _error(folder)
+        assert str(folder / MANIFEST) in message
+        assert "an artifact is a folder NAME/VERSION with a manifest.json" in message
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"<html>", b'{"format": 1}', b"\xff\xfe"])
+def test_an_invalid_manifest_is_refused(written: Artifact, content: bytes) -> None:
+    """Neither half a JSON nor another JSON nor bytes that are no text get through; the error names the file."""
+    (written.folder / MANIFEST).write_bytes(content)
+    assert str(written.folder / MANIFEST) in _error(written.folder)
+
+
+@pytest.mark.parametrize(
+    ("fields", "where"),
+    [
+        ({"format": 2}, "format"),
+        ({"task": "speech"}, "task"),
+        ({"labels": "yes"}, "labels"),
+        ({"surprise": 1}, "surprise"),
+        ({"name": "../encoder"}, "name"),
+        ({"version": ""}, "version"),
+        ({"preprocessing": {"kind": "sound"}}, "preprocessing"),
+        ({"preprocessing": {"kind": "text", "max_length": 0}}, "preprocessing.text.max_length"),
+        ({"inputs": [{"name": "x", "dtype": "float64", "shape": [1]}]}, "inputs.0.dtype"),
+    ],
+)
+def test_an_invalid_field_is_named(written: Artifact, fields: dict[str, Any], where: str) -> None:
+    """The error says which field is wrong and what to do."""
+    _change(written.folder, **fields)
+    message = _error(written.folder)
+    assert f"{MANIFEST}: {where}: " in message
+    assert message.endswith("; export the model again")
+
+
+@pytest.mark.parametrize("name", [MODEL, "tokenizer.json"])
+def test_a_missing_file_is_named(written: Artifact, name: str) -> None:
+    """What the manifest lists must be there."""
+    (written.folder / name).unlink()
+    message = _error(written.folder)
+    assert str(written.folder / name) in message
+    assert "the manifest lists it, restore the file" in message
+
+
+@pytest.mark.parametrize("name", [MODEL, "tokenizer.json", "README.md"])
+def test_a_changed_file_is_named_with_both_digests(written: Artifact, name: str) -> None:
+    """One byte more: the error tells the file, what it is now and what it should be."""
+    path = written.folder / name
+    expected = hashlib.sha256(path.read_bytes()).hexdigest()
+    path.write_bytes(path.read_bytes() + b"!")
+    actual = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert _error(written.folder).startswith(f"{path} has SHA-256 {actual}, the manifest says {expected}; ")
+
+
+def test_a_manifest_without_a_model_is_refused(written: Artifact) -> None:
+    """The one file that every artifact has."""
+    _change(written.folder, files={})
+    assert "files lists no model.onnx; export the model again" in _error(written.folder)
+
+
+@pytest.mark.parametrize("name", ["../x", "..", ".hidden", "/etc/passwd", "a/b", "a\\b", "", "x\n", "x" * 101])
+def test_files_cannot_leave_the_folder(written: Artifact, name: str) -> None:
+    """A file name is one plain path component; any other is refused before anything is opened."""
+    files = dict(written.manifest.files)
+    _change(written.folder, files=files | {name: "0" * 64})
+    message = _error(written.folder)
+    assert f"{MANIFEST}: files." in message
+    assert "SHA-256" not in message
+
+
+def test_a_file_that_cannot_be_summed_is_not_written(tmp_path: Path) -> None:
+    """A manifest never lists a file that is not there."""
+    manifest = draft_manifest(tmp_path, labels=[], preprocessing=TextPreprocessing(max_length=8))
+    with pytest.raises(ArtifactError, match=re.escape(str(tmp_path / MODEL))):
+        write_manifest(tmp_path, manifest, [MODEL])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_layer_summarizes_its_parameters() -> None:
+    """gamma and beta over the channels: mean, population standard deviation, extremes; the rest as the probe has it."""
+    assert _LAYER.gamma is not None
+    assert _LAYER.beta is not None
+    assert _LAYER.gamma.model_dump() == {"mean": 2.0, "std": 1.0, "min": 1.0, "max": 3.0}
+    assert _LAYER.beta.model_dump() == {"mean": -0.5, "std": 0.5, "min": -1.0, "max": 0.0}
+    assert (_LAYER.layer, _LAYER.kind, _LAYER.channel_axis, _LAYER.epsilon) == ("layer1.0.bn1", "batch_norm", 1, 1e-5)
+    assert _LAYER.mask is None
+
+
+def test_an_add_has_no_parameters() -> None:
+    """A residual add has neither gamma nor beta nor epsilon; the mask of a text model is kept."""
+    sides = {"identity": "x", "residual": "f", "sum": "y"}
+    layer = Layer.of(Probe("add", "residual_add", sides, ["batch", "length", 16], channel_axis=2), mask="attention_mask")
+    assert (layer.gamma, layer.beta, layer.epsilon) == (None, None, None)
+    assert (layer.tensors, layer.mask) == (sides, "attention_mask")

@@ -1,0 +1,48 @@
+"""The statistics of a tensor by their definitions in float64, and the tolerances within which the service must agree."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def expected_side(tensor: NDArray[Any]) -> dict[str, float]:
+    """Every statistic of one side of one sample, straight from its definition."""
+    x = tensor.astype(np.float64)
+    return {
+        "count": x.size,
+        "mean": x.mean(),
+        "var": x.var(),
+        "std": x.std(),
+        "min": x.min(),
+        "max": x.max(),
+        "l2": np.sqrt((x**2).sum()),
+        "zeros": (x == 0).mean(),
+        "nonfinite": 0,
+    }
+
+
+def assert_side(actual: dict[str, Any], tensor: NDArray[Any], where: str) -> None:
+    """`actual` agrees with the tensor: mean, std, min, max 1e-4 max(|ref|, s), var 2e-4 max(var, s^2), l2 1e-4, zeros 1e-3."""
+    expected = expected_side(tensor)
+    s = np.sqrt((tensor.astype(np.float64) ** 2).mean())
+    tolerances = {
+        "count": 0.0,
+        "nonfinite": 0.0,
+        "zeros": 1e-3,
+        "l2": 1e-4 * expected["l2"],
+        "var": 2e-4 * max(expected["var"], s**2),
+    }
+    for name, reference in expected.items():
+        tolerance = tolerances.get(name, 1e-4 * max(abs(reference), s))
+        error = abs(actual[name] - reference)
+        assert error <= tolerance, f"{where}.{name}: {actual[name]} instead of {reference}, off by {error:.2e} > {tolerance:.2e}"
+
+
+def assert_pair(actual: dict[str, Any], identity: NDArray[Any], residual: NDArray[Any], where: str) -> None:
+    """residual_ratio within 1e-4 relative, cosine within 1e-4 absolute."""
+    x, f = identity.astype(np.float64).ravel(), residual.astype(np.float64).ravel()
+    ratio = np.linalg.norm(f) / np.linalg.norm(x)
+    cosine = f @ x / (np.linalg.norm(f) * np.linalg.norm(x))
+    assert abs(actual["residual_ratio"] - ratio) <= 1e-4 * ratio, f"{where}: {actual['residual_ratio']} instead of {ratio}"
+    assert abs(actual["cosine"] - cosine) <= 1e-4, f"{where}: {actual['cosine']} instead of {cosine}"
