@@ -83,7 +83,8 @@ def _print_metrics(metrics: dict[str, float]) -> None:
         print(f"{name:28} {value:.4f}" if isinstance(value, float) and not value.is_integer() else f"{name:28} {value:.0f}")
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """The commands and their options."""
     parser = argparse.ArgumentParser(prog="python -m models", description="Builds the models that `python -m service` serves.")
     commands = parser.add_subparsers(dest="command", required=True)
 
@@ -126,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> None:
     """Runs one command; errors that a user can mend are printed without a traceback."""
-    arguments = _parser().parse_args(argv)
+    arguments = build_parser().parse_args(argv)
     try:
         arguments.action(arguments)
     except ModuleNotFoundError as error:

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from models.architectures.resnet import ResNet, ResNetConfig
+from models.architectures.resnet import BasicBlock, Bottleneck, ResNet, ResNetConfig
 from models.architectures.transformer import TransformerClassifier, TransformerConfig
 from models.artifact import Artifact, Manifest, Provenance
 from models.data.clinc150 import train_tokenizer
@@ -132,7 +132,7 @@ def recorded_sides(network: nn.Module) -> Iterator[dict[str, dict[str, Tensor]]]
     for handle in handles:
         handle.remove()
     if isinstance(network, ResNet):
-        blocks = [f"{stage}.{i}" for stage in network.stages for i in range(len(network.get_submodule(stage)))]
+        blocks = [name for name, module in network.named_modules() if isinstance(module, (BasicBlock, Bottleneck))]
         for block, (residual, identity, total) in zip(blocks, adds, strict=True):
             recorded[f"{block}.add"] = {"identity": identity, "residual": residual, "sum": total}
     else:
@@ -146,11 +146,11 @@ def recorded_sides(network: nn.Module) -> Iterator[dict[str, dict[str, Tensor]]]
             recorded[unit] = {"before": total, "after": after}
 
 
-class _CopyingAdds(TorchDispatchMode):
+class _CopyingAdds(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
     """Records every add of two tensors of one shape: (left, right, sum)."""
 
     def __init__(self, adds: list[tuple[Tensor, Tensor, Tensor]]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self._adds = adds
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

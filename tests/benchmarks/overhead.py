@@ -1,7 +1,7 @@
 """What the statistics cost: `python -m tests.benchmarks.overhead` prints ratios to the plain ONNX Runtime run of the same round.
 
-All variants of a row run one after the other in every round, so that a noisy machine disturbs them alike; the table shows the median of
-the ratios. The cost does not depend on the content: photos are noise, tokens are random, 13 in a sentence.
+All variants of a row run one after the other in every round, so that a noisy machine disturbs them alike; the table shows the
+median of the ratios. The cost does not depend on the content: photos are noise, tokens are random, 13 in a sentence.
 """
 
 import argparse
@@ -161,7 +161,7 @@ def main() -> None:
                 pixels = rng.integers(0, 256, (batch, 224, 224, 3), dtype=np.uint8)
                 preprocessing = resnet.manifest.preprocessing
                 assert isinstance(preprocessing, ImagePreprocessing)
-                feed = {"image": preprocessing.normalize(pixels)}
+                feed: Feed = {"image": preprocessing.normalize(pixels)}
                 files = [("image", ("photo.jpg", _jpeg(image))) for image in pixels]
                 rows.append((f"resnet50, {batch}", *measure(variants(resnet, feed, client, {"files": files}), rounds)))
             for batch in (1, 32):
