@@ -49,6 +49,9 @@ class Phase:
 class TrainingConfig:
     """Everything that, with the data and the seed, determines a run.
 
+    With `consistency` above 0 every batch runs twice under different dropout, and the loss grows by that factor times the symmetric
+    Kullback-Leibler divergence of both outcomes (R-Drop, Liang et al. 2021, arXiv:2106.14448, equations 1 to 4).
+
     The learning rate is Smith's one cycle (arXiv:1708.07120) with cosine flanks: up to `peak_lr` over `warmup` of all steps, then
     down to zero. Weight decay is decoupled (AdamW, arXiv:1711.05101) and spares vectors (biases, gamma, beta).
     """
@@ -60,6 +63,7 @@ class TrainingConfig:
     warmup: float = 0.25
     label_smoothing: float = 0.1
     clip_norm: float = 0.0  # 0: no clipping
+    consistency: float = 0.0  # 0: every batch runs once
     ema_decay: float = 0.998
     seed: int = 0
     precision: Precision = "auto"
@@ -148,6 +152,12 @@ def evaluate_batches(model: nn.Module, batches: Iterator[Batch], device: torch.d
         logits.append(model(*(torch.from_numpy(x).to(device) for x in inputs)).float().cpu())
         labels.append(torch.from_numpy(target))
     return Evaluation(torch.cat(logits), torch.cat(labels))
+
+
+def symmetric_divergence(a: Tensor, b: Tensor) -> Tensor:
+    """(KL(p || q) + KL(q || p)) / 2 of p = softmax(a), q = softmax(b), logits (B, classes), averaged over the batch."""
+    log_p, log_q = a.log_softmax(-1), b.log_softmax(-1)
+    return ((log_p.exp() - log_q.exp()) * (log_p - log_q)).sum(-1).mean() / 2
 
 
 def seed_everything(seed: int) -> None:
@@ -270,9 +280,13 @@ class Trainer:
         tensors = [torch.from_numpy(x).to(self.device) for x in inputs]
         if self.config.channels_last:
             tensors = [x.contiguous(memory_format=torch.channels_last) for x in tensors]
+        if self.config.consistency:
+            tensors, labels = [torch.cat([x, x]) for x in tensors], torch.cat([labels, labels])
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not torch.float32):
-            logits = self.model(*tensors)
-        loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.config.label_smoothing)
+            logits = self.model(*tensors).float()
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)
+        if self.config.consistency:
+            loss = loss + self.config.consistency * symmetric_divergence(*logits.chunk(2))
         loss.backward()  # type: ignore[no-untyped-call]  # torch's stubs leave it untyped
         norms.add(parameters)
         if self.config.clip_norm:
@@ -280,4 +294,5 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.averaged.update_parameters(self.model)
-        return loss.item(), int((logits.argmax(1) == labels).sum())
+        hits = (logits.argmax(1) == labels).float().mean() * (len(labels) // (2 if self.config.consistency else 1))
+        return loss.item(), round(hits.item())

@@ -69,6 +69,7 @@ class ServedModel:
         self._plain = self._tapped if settings.traffic_statistics else Session(artifact, [], threads)
         self._worker = ThreadPoolExecutor(1, thread_name_prefix=f"run-{self.manifest.name}")
         self._preparers = ThreadPoolExecutor(threads, thread_name_prefix=f"prepare-{self.manifest.name}")
+        self._reducers = ThreadPoolExecutor(threads, thread_name_prefix=f"reduce-{self.manifest.name}")
         self.waiting = 0
         self._warm_up()
 
@@ -143,7 +144,7 @@ class ServedModel:
             result = session.run(feed)
             observed: BatchStatistics | None = None
             if watched:
-                observed = batch_statistics(self.layout, result.tensors, feed)
+                observed = batch_statistics(self.layout, result.tensors, feed, self._reducers)
                 if self._settings.traffic_statistics:
                     self.traffic.add(observed)
             scores = softmax(result.logits)
@@ -157,6 +158,7 @@ class ServedModel:
         """Waits for the work in hand and ends the threads."""
         self._preparers.shutdown()
         self._worker.shutdown()
+        self._reducers.shutdown()
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -4,6 +4,7 @@ A batch never mixes its samples: row i of every array below is sample i alone.
 """
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -72,25 +73,27 @@ def batch_statistics(layout: SideLayout, tensors: Mapping[str, Activations], inp
         layout: the layers to watch.
         tensors: name -> activation (N, ...) of every tensor that the layers name.
         inputs: the inputs of the run; the masks of the layers are among them.
+        workers: threads that share the tensors among them; numpy leaves the interpreter free for most of the work.
     """
+    run = map if workers is None else workers.map
     masks = {name: inputs[name].astype(bool) for layer in layout.layers if (name := layer.mask)}
-    by_tensor: dict[str, Moments] = {}  # the sum of an add is often the input of the norm after it
-    for layer, side in layout.rows:
-        name = layer.tensors[side]
-        if name not in by_tensor:
-            mask = masks[layer.mask] if layer.mask else None
-            by_tensor[name] = channel_moments(tensors[name], layer.channel_axis, mask)
+    # the sum of an add is often the input of the norm after it: each tensor is reduced once
+    axes = {layer.tensors[side]: (layer.channel_axis, layer.mask) for layer, side in layout.rows}
+
+    def reduce(name: str) -> Moments:
+        channel_axis, mask = axes[name]
+        return channel_moments(tensors[name], channel_axis, masks[mask] if mask else None)
+
+    by_tensor = dict(zip(axes, run(reduce, axes), strict=True))
     channels = [by_tensor[layer.tensors[side]] for layer, side in layout.rows]
     pooled_by_tensor = {name: moments.pool(axis=1) for name, moments in by_tensor.items()}
     pooled = Moments.stack([pooled_by_tensor[layer.tensors[side]] for layer, side in layout.rows], axis=1)
-    dots = [
-        sample_dot(
-            tensors[layer.tensors["identity"]],
-            tensors[layer.tensors["residual"]],
-            masks[layer.mask] if layer.mask else None,
-        )
-        for layer in layout.adds
-    ]
+
+    def multiply(layer: Layer) -> Floats:
+        mask = masks[layer.mask] if layer.mask else None
+        return sample_dot(tensors[layer.tensors["identity"]], tensors[layer.tensors["residual"]], mask)
+
+    dots = list(run(multiply, layout.adds))
     l2 = pooled.l2
     identity = l2[:, [layout.row_of[layer.layer, "identity"] for layer in layout.adds]]
     residual = l2[:, [layout.row_of[layer.layer, "residual"] for layer in layout.adds]]

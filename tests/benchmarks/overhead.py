@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -109,6 +110,7 @@ def variants(artifact: Artifact, feed: Feed, client: httpx.Client, body: dict[st
     """What is compared, by the name of its column."""
     layout = SideLayout(tuple(artifact.manifest.layers))
     plain = Session(artifact, [], _THREADS)
+    workers = ThreadPoolExecutor(_THREADS)
     tapped = Session(artifact, [layer.tensors[side] for layer, side in layout.rows], _THREADS)
     url = f"/v1/models/{artifact.manifest.name}/predict"
     inputs = [torch.from_numpy(array) for array in feed.values()]
@@ -120,7 +122,7 @@ def variants(artifact: Artifact, feed: Feed, client: httpx.Client, body: dict[st
 
     return {
         "onnxruntime": lambda: plain.run(feed),
-        "with probes": lambda: batch_statistics(layout, tapped.run(feed).tensors, feed),
+        "with probes": lambda: batch_statistics(layout, tapped.run(feed).tensors, feed, workers),
         "HTTP": lambda: client.post(url, **body).raise_for_status(),  # type: ignore[arg-type]  # httpx's many keywords
         "HTTP, statistics": lambda: client.post(f"{url}?statistics=summary", **body).raise_for_status(),  # type: ignore[arg-type]
         "torch": torch_plain,

@@ -198,6 +198,24 @@ def test_the_better_weights_are_returned(tmp_path: Path) -> None:
     assert trainer.run() is trainer.averaged.module
 
 
+def test_averaged_weights_are_an_exponential_moving_average(tmp_path: Path) -> None:
+    """The first step's weights, then decay * average + (1 - decay) * weights after every step; running moments alike."""
+    trainer = _trainer(tmp_path, replace(_CONFIG, phases=(Phase(1),)))
+    expected: dict[str, Tensor] = {}
+
+    def follow(*_: object) -> None:
+        for name, value in trainer.model.state_dict().items():
+            if value.is_floating_point():
+                expected[name] = 0.9 * expected[name] + 0.1 * value if name in expected else value.clone()
+
+    trainer.optimizer.register_step_post_hook(follow)
+    trainer.run()
+    averaged = trainer.averaged.module.state_dict()
+    assert expected.keys() >= {"0.weight", "1.running_mean"}
+    for name, value in expected.items():
+        torch.testing.assert_close(averaged[name], value, atol=1e-5, rtol=1e-5)
+
+
 def test_weight_decay_spares_vectors(tmp_path: Path) -> None:
     """Matrices decay; biases, gamma and beta do not."""
     trainer = _trainer(tmp_path)

@@ -1,0 +1,147 @@
+"""The two models in the repository are what their manifests say, and their statistics are right by the stated tolerances.
+
+Tests of real data run where NORMSCOPE_IMAGENETTE (the archive) and NORMSCOPE_CLINC150 (data_full.json) name local files.
+"""
+
+import io
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from models.artifact import Artifact, load_artifact
+from models.data import clinc150, imagenette
+from models.evaluation import evaluate
+from models.export import load_weights
+from models.preprocessing import ImagePreprocessing, TextPreprocessing, decode_image, encode_text, pad_tokens
+from models.recipes import RECIPES
+from service.settings import Settings
+from tests.conftest import SHIPPED, running_server
+from tests.networks import recorded_sides
+from tests.oracle import assert_pair, assert_side
+
+_SENTENCES = ["how much money is left on my account", "is it going to rain in boston tomorrow afternoon or not", "hi"]
+_ARCHIVES = {"resnet50": "NORMSCOPE_IMAGENETTE", "encoder": "NORMSCOPE_CLINC150"}
+
+
+def archive_of(name: str) -> Path:
+    """The local archive of a model's data; skips the test where none is named."""
+    variable = _ARCHIVES[name]
+    if variable not in os.environ:
+        pytest.skip(f"{variable} names no archive")
+    return Path(os.environ[variable])
+
+
+@pytest.fixture(scope="module")
+def shipped() -> Iterator[httpx.Client]:
+    """A server of the shipped models."""
+    with running_server(Settings(model_repository=SHIPPED)) as client:
+        yield client
+
+
+def network_of(artifact: Artifact) -> nn.Module:
+    """The torch network with the weights of an artifact."""
+    recipe, rows = RECIPES[artifact.manifest.name], 0
+    if isinstance(artifact.manifest.preprocessing, TextPreprocessing):
+        rows = artifact.manifest.preprocessing.load_tokenizer(artifact.folder).get_vocab_size()
+    network = recipe.network(len(artifact.manifest.labels), rows)
+    load_weights(network, artifact.model_path)
+    return network.eval()
+
+
+def assert_layers_agree(layers: list[dict[str, object]], network: nn.Module, *inputs: torch.Tensor) -> None:
+    """Every side of every layer is that of the activations that torch computes."""
+    with torch.no_grad(), recorded_sides(network) as recorded:
+        network(*inputs)
+    assert {layer["layer"] for layer in layers} == set(recorded)
+    for layer in layers:
+        name = str(layer["layer"])
+        sides = {side: tensor.numpy() for side, tensor in recorded[name].items()}
+        for side, tensor in sides.items():
+            described = layer[side]
+            assert isinstance(described, dict)
+            assert_side(described, tensor, f"{name}.{side}")
+        if layer["kind"] == "residual_add":
+            assert_pair(layer, sides["identity"], sides["residual"], name)
+
+
+def assert_photo_agrees(client: httpx.Client, data: bytes) -> None:
+    """All layers of the shipped ResNet-50 for one encoded photo."""
+    artifact = load_artifact(SHIPPED / "resnet50" / "1")
+    assert isinstance(artifact.manifest.preprocessing, ImagePreprocessing)
+    answer = client.post("/v1/models/resnet50/predict?statistics=summary", content=data, headers={"Content-Type": "image/jpeg"})
+    pixels = artifact.manifest.preprocessing.apply(decode_image(data))
+    assert_layers_agree(answer.json()["predictions"][0]["layers"], network_of(artifact), torch.from_numpy(pixels)[None])
+
+
+def test_resnet50_has_53_norms_and_16_adds() -> None:
+    """The artifact verifies, fits in 50 MB and shows every norm and add of ResNet-50."""
+    artifact = load_artifact(SHIPPED / "resnet50" / "1")
+    kinds = [layer.kind for layer in artifact.manifest.layers]
+    assert (kinds.count("batch_norm"), kinds.count("residual_add"), len(kinds)) == (53, 16, 69)
+    assert artifact.model_path.stat().st_size <= 50e6
+    assert artifact.manifest.labels == list(imagenette.CLASSES.values())
+
+
+def test_encoder_has_a_norm_after_every_add() -> None:
+    """Each sub-layer of the encoder is one Add & Norm: the sum of the add is what the norm takes."""
+    layers = {layer.layer: layer for layer in load_artifact(SHIPPED / "encoder" / "1").manifest.layers}
+    adds = [layer for layer in layers.values() if layer.kind == "residual_add"]
+    assert len(layers) == 1 + 2 * len(adds)
+    for add in adds:
+        norm = layers[add.layer.removesuffix(".add")]
+        assert norm.kind == "layer_norm"
+        assert norm.tensors["before"] == add.tensors["sum"]
+
+
+def test_statistics_of_a_photo(shipped: httpx.Client) -> None:
+    """All 53 norms and 16 adds agree with hooked torch on a picture of smooth colours."""
+    small = np.random.default_rng(3).integers(0, 256, (7, 9, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(small).resize((300, 200), Image.Resampling.BICUBIC).save(buffer, "JPEG")
+    assert_photo_agrees(shipped, buffer.getvalue())
+
+
+def test_statistics_of_sentences(shipped: httpx.Client) -> None:
+    """Every LayerNorm and add agrees with torch on the real tokens, for texts of different length in one request."""
+    artifact = load_artifact(SHIPPED / "encoder" / "1")
+    assert isinstance(artifact.manifest.preprocessing, TextPreprocessing)
+    tokenizer, network = artifact.manifest.preprocessing.load_tokenizer(artifact.folder), network_of(artifact)
+    answer = shipped.post("/v1/models/encoder/predict?statistics=summary", json={"inputs": _SENTENCES}).json()
+    for text, prediction in zip(_SENTENCES, answer["predictions"], strict=True):
+        ids, mask = pad_tokens([encode_text(tokenizer, text, artifact.manifest.preprocessing.max_length)[0]])
+        assert_layers_agree(prediction["layers"], network, torch.from_numpy(ids), torch.from_numpy(mask))
+
+
+def test_sentences_are_understood(shipped: httpx.Client) -> None:
+    """The shipped encoder is trained: it knows what is asked."""
+    answer = shipped.post("/v1/models/encoder/predict?top_k=1", json={"inputs": _SENTENCES[:2]}).json()
+    assert [prediction["labels"][0]["label"] for prediction in answer["predictions"]] == ["balance", "weather"]
+
+
+@pytest.mark.parametrize("name", list(_ARCHIVES))
+def test_metrics_of_the_manifest(name: str) -> None:
+    """Measured again on the evaluation data, the metrics are those that the manifest states."""
+    archive = archive_of(name)
+    artifact = load_artifact(SHIPPED / name / "1")
+    assert evaluate(artifact, archive) == pytest.approx(artifact.manifest.metrics, abs=2e-3)
+
+
+def test_statistics_of_real_photos(shipped: httpx.Client) -> None:
+    """All layers agree with torch on photos of the evaluation data."""
+    for data, _ in imagenette.read_split("val", archive_of("resnet50"))[::700]:
+        assert_photo_agrees(shipped, data)
+
+
+def test_selection_data_is_not_trained_on() -> None:
+    """What is trained on and what choices were made on are disjoint, and of the sizes that the manifest states."""
+    archive = archive_of("encoder")
+    training = load_artifact(SHIPPED / "encoder" / "1").manifest.training
+    train, selection = (clinc150.load_queries(split, archive) for split in ("train", "val"))
+    assert (len(train.texts), len(selection.texts)) == (training.samples, training.selection_samples)
