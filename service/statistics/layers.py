@@ -66,7 +66,9 @@ class BatchStatistics:
         return SampleStatistics(self, i)
 
 
-def batch_statistics(layout: SideLayout, tensors: Mapping[str, Activations], inputs: Mapping[str, NDArray[Any]]) -> BatchStatistics:
+def batch_statistics(
+    layout: SideLayout, tensors: Mapping[str, Activations], inputs: Mapping[str, NDArray[Any]], workers: Executor | None = None
+) -> BatchStatistics:
     """Computes all statistics of a run.
 
     Args:
