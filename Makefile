@@ -19,9 +19,9 @@ $(VENV)/serve.stamp: pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable .
 	touch $@
 
-# torch first and by its exact minor version: where a build for the CPU is configured, it is taken
+# torch first and by its exact version: where a build for the CPU is configured, it is taken
 $(VENV)/test.stamp: $(VENV)/serve.stamp
-	$(BIN)/python -m pip install --quiet "torch==2.13.*"
+	$(BIN)/python -m pip install --quiet torch==2.13.0
 	$(BIN)/python -m pip install --quiet --editable '.[train,test]'
 	touch $@
 

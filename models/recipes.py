@@ -42,7 +42,7 @@ class Recipe:
         material: (archive or None, tokenizer of an earlier run or None) -> data, labels, tokenizer; seeded by the settings.
         network: (number of labels, vocabulary) -> the untrained network.
         example: (batch, extent) -> inputs of a size that the network takes, for export and parity.
-        parity_shapes: (batch, extent) at which the export is compared with torch.
+        parity_shapes: (batch, extent) at which the export is compared with torch; exported at the first, at least 2 along each.
     """
 
     name: str
@@ -120,7 +120,7 @@ RECIPES = {
             material=_resnet_material,
             network=lambda classes, vocabulary: ResNet(resnet_config(50, classes=classes)),
             example=lambda batch, size: (torch.randn(batch, 3, size, size),),
-            parity_shapes=((1, 128), (5, 128), (1, 224), (2, 64)),
+            parity_shapes=((5, 128), (1, 128), (1, 224), (2, 64)),
         ),
         Recipe(
             name="encoder",
@@ -136,7 +136,7 @@ RECIPES = {
                 TransformerConfig(vocabulary, classes, layers=3, width=128, heads=4, feed_forward=256, dropout=0.2)
             ),
             example=_tokens,
-            parity_shapes=((1, 8), (5, 8), (1, 1), (3, _MAX_LENGTH)),
+            parity_shapes=((5, 8), (1, 8), (1, 1), (3, _MAX_LENGTH)),
         ),
     )
 }

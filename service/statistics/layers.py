@@ -3,7 +3,7 @@
 A batch never mixes its samples: row i of every array below is sample i alone.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +16,8 @@ from models.artifact import Layer
 from service.statistics.moments import Activations, Floats, Moments, channel_moments, sample_dot
 
 _RESIDUAL_ADD = "residual_add"
+_STACKED_ELEMENTS = 1 << 16  # of a tensor that is reduced together with others
+_SHARED_ELEMENTS = 1 << 20  # of a run from which on several threads pay
 
 
 @dataclass(frozen=True)
@@ -77,33 +79,62 @@ def batch_statistics(
         inputs: the inputs of the run; the masks of the layers are among them.
         workers: threads that share the tensors among them; numpy leaves the interpreter free for most of the work.
     """
-    run = map if workers is None else workers.map
+    elements = sum(tensor.size for tensor in tensors.values())
+    run = map if workers is None or elements < _SHARED_ELEMENTS else workers.map
+    n = len(next(iter(inputs.values())))
     masks = {name: inputs[name].astype(bool) for layer in layout.layers if (name := layer.mask)}
     # the sum of an add is often the input of the norm after it: each tensor is reduced once
-    axes = {layer.tensors[side]: (layer.channel_axis, layer.mask) for layer, side in layout.rows}
+    roles = {layer.tensors[side]: (layer.channel_axis, layer.mask) for layer, side in layout.rows}
 
-    def reduce(name: str) -> Moments:
-        channel_axis, mask = axes[name]
-        return channel_moments(tensors[name], channel_axis, masks[mask] if mask else None)
+    def reduce(names: list[str]) -> Moments:
+        channel_axis, mask = roles[names[0]]
+        stacked, repeated = _stacked(tensors, names), masks[mask] if mask else None
+        if repeated is not None:
+            repeated = np.tile(repeated, (len(names), 1))
+        return channel_moments(stacked, channel_axis, repeated)
 
-    by_tensor = dict(zip(axes, run(reduce, axes), strict=True))
-    channels = [by_tensor[layer.tensors[side]] for layer, side in layout.rows]
-    pooled_by_tensor = {name: moments.pool(axis=1) for name, moments in by_tensor.items()}
-    pooled = Moments.stack([pooled_by_tensor[layer.tensors[side]] for layer, side in layout.rows], axis=1)
+    groups = _groups(roles, lambda name: (tensors[name].shape, *roles[name]), tensors)
+    channels_of: dict[str, Moments] = {}
+    pooled_of: dict[str, Moments] = {}
+    for names, moments in zip(groups, run(reduce, groups), strict=True):
+        pooled = moments.pool(axis=1)
+        for i, name in enumerate(names):
+            rows = slice(i * n, (i + 1) * n)
+            channels_of[name], pooled_of[name] = moments.rows(rows), pooled.rows(rows)
+    tensor_of_row = [layer.tensors[side] for layer, side in layout.rows]
+    pooled = Moments.stack([pooled_of[name] for name in tensor_of_row], axis=1)
+    ratio, cosine = _pair_statistics(layout, tensors, masks, pooled.l2)
+    return BatchStatistics(layout, [channels_of[name] for name in tensor_of_row], pooled, ratio, cosine)
 
-    def multiply(layer: Layer) -> Floats:
-        mask = masks[layer.mask] if layer.mask else None
-        return sample_dot(tensors[layer.tensors["identity"]], tensors[layer.tensors["residual"]], mask)
 
-    dots = list(run(multiply, layout.adds))
-    l2 = pooled.l2
+def _groups(names: Iterable[str], alike: Callable[[str], Hashable], tensors: Mapping[str, Activations]) -> list[list[str]]:
+    """Small tensors that are alike together, because calls cost more than elements there; large ones alone."""
+    groups: dict[Hashable, list[str]] = {}
+    for name in names:
+        small = tensors[name].size <= _STACKED_ELEMENTS
+        groups.setdefault(alike(name) if small else name, []).append(name)
+    return list(groups.values())
+
+
+def _stacked(tensors: Mapping[str, Activations], names: list[str]) -> Activations:
+    """T tensors (N, ...) one behind the other: (T N, ...)."""
+    return tensors[names[0]] if len(names) == 1 else np.concatenate([tensors[name] for name in names])
+
+
+def _pair_statistics(
+    layout: SideLayout, tensors: Mapping[str, Activations], masks: Mapping[str, NDArray[np.bool_]], l2: Floats
+) -> tuple[Floats, Floats]:
+    """residual_ratio and cosine (N, A) of all adds; l2 (N, S)."""
     identity = l2[:, [layout.row_of[layer.layer, "identity"] for layer in layout.adds]]
     residual = l2[:, [layout.row_of[layer.layer, "residual"] for layer in layout.adds]]
+    dots = np.zeros_like(identity)
+    for i, layer in enumerate(layout.adds):
+        x, f = tensors[layer.tensors["identity"]], tensors[layer.tensors["residual"]]
+        dots[:, i] = sample_dot(x, f, masks[layer.mask] if layer.mask else None)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.where(identity > 0, residual / identity, np.nan)
         product = identity * residual
-        cosine = np.where(product > 0, np.stack(dots, axis=1) / product, np.nan) if dots else product
-    return BatchStatistics(layout, channels, pooled, ratio, cosine)
+        return ratio, np.where(product > 0, dots / product, np.nan)
 
 
 def summary(moments: Moments, row: int | tuple[int, ...]) -> dict[str, float | int | None]:

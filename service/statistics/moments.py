@@ -19,6 +19,7 @@ Floats = NDArray[np.float64]
 Activations = NDArray[np.floating]
 
 _SAFE_MAGNITUDE = 1e15  # squares of larger, or of smaller reciprocals, leave the range of float32 sums
+_BLOCK_ELEMENTS = 1 << 16  # of float32, so that what is read six times lies in the cache
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,10 @@ class Moments:
     @property
     def l2(self) -> Floats:
         return np.sqrt(self.m2 + self.count * self.mean**2)
+
+    def rows(self, chosen: slice) -> Self:
+        """The groups of a range of the first axis."""
+        return type(self)(*(getattr(self, f.name)[chosen] for f in fields(self)))
 
     @classmethod
     def stack(cls, parts: "list[Moments]", axis: int) -> Self:
@@ -84,51 +89,65 @@ def channel_moments(x: Activations, channel_axis: int, mask: NDArray[np.bool_] |
         channel_axis: the axis that is kept beside the first.
         mask: bool (N, M) over the flattened remaining axes; False elements (padding) do not exist for the result.
     """
-    channels_first = np.moveaxis(x, channel_axis, 1)
-    values = channels_first.reshape(*channels_first.shape[:2], -1)  # (N, C, M)
     with np.errstate(invalid="ignore", over="ignore"):  # NaN and infinities are counted, not warned of
-        return _dense(values) if mask is None else _masked(values.astype(np.float64), mask[:, None, :])
+        if mask is not None and not mask.all():
+            return _masked(np.moveaxis(x, channel_axis, -1), mask)
+        if channel_axis % x.ndim == x.ndim - 1:
+            return _dense(x.reshape(len(x), -1, x.shape[-1]), axis=1)
+        return _dense(np.moveaxis(x, channel_axis, 1).reshape(len(x), x.shape[channel_axis], -1), axis=2)
 
 
-def _dense(values: Activations) -> Moments:
-    m = values.shape[-1]
-    minimum, maximum = values.min(-1), values.max(-1)  # both propagate NaN
-    nonfinite = np.zeros(minimum.shape)
-    if not (np.isfinite(minimum).all() and np.isfinite(maximum).all()):
-        nonfinite = (~np.isfinite(values)).sum(-1).astype(np.float64)
+def _dense(values: Activations, axis: int) -> Moments:
+    """values (N, C, M) with axis=2, or (N, M, C) with axis=1, which keeps the memory order of tokens."""
+    if axis == 1:
+        step = max(1, _BLOCK_ELEMENTS // values[0].size)
+        blocks = [_reduce(values[start : start + step], axis) for start in range(0, len(values), step)]
+    else:  # samples and channels are rows alike
+        rows = values.reshape(1, -1, values.shape[2])
+        step = max(1, _BLOCK_ELEMENTS // values.shape[2])
+        blocks = [_reduce(rows[:, start : start + step], axis) for start in range(0, rows.shape[1], step)]
+    shape = (6, values.shape[0], values.shape[3 - axis])
+    mean, m2, minimum, maximum, zeros, nonfinite = np.concatenate(blocks, axis=axis).reshape(shape)
+    count = np.full(mean.shape, float(values.shape[axis]))
+    return _without_nonfinite(Moments(count, mean, m2, minimum, maximum, zeros, nonfinite))
+
+
+def _reduce(a: Activations, axis: int) -> Floats:
+    """mean, m2, minimum, maximum, zeros and nonfinite along one axis of three; small enough to stay in the cache."""
+    m = a.shape[axis]
+    minimum, maximum = a.min(axis), a.max(axis)  # both propagate NaN
+    result = np.zeros((6, *minimum.shape))
+    result[2], result[3] = minimum, maximum
+    # bytes reduce three times faster than booleans
+    result[4] = np.add.reduce((a == 0).view(np.uint8), axis=axis, dtype=np.uint32)
     largest = max(np.abs(minimum).max(), np.abs(maximum).max())
+    if not np.isfinite(largest):
+        result[5] = (~np.isfinite(a)).sum(axis)
     if not 1 / _SAFE_MAGNITUDE < largest < _SAFE_MAGNITUDE:  # also NaN
-        values = values.astype(np.float64)
-    center = values.mean(-1, keepdims=True)
-    deviation = values - center
-    shift = (deviation @ np.ones(m, values.dtype) / m).astype(np.float64)  # what rounding left in the mean
-    squares = np.vecdot(deviation, deviation).astype(np.float64)
-    return _without_nonfinite(
-        Moments(
-            count=np.full(minimum.shape, float(m)),
-            mean=center[..., 0].astype(np.float64) + shift,
-            m2=np.maximum(squares - m * shift**2, 0),
-            minimum=minimum.astype(np.float64),
-            maximum=maximum.astype(np.float64),
-            # bytes reduce three times faster than booleans
-            zeros=np.add.reduce((values == 0).view(np.uint8), axis=-1, dtype=np.uint32).astype(np.float64),
-            nonfinite=nonfinite,
-        )
-    )
+        a = a.astype(np.float64)
+    center = a.mean(axis, keepdims=True)
+    deviation = a - center
+    shift = deviation.mean(axis, dtype=a.dtype).astype(np.float64)  # what rounding left in the mean
+    squares = np.vecdot(deviation, deviation) if axis == 2 else np.square(deviation, out=deviation).sum(axis)
+    result[0] = center.squeeze(axis).astype(np.float64) + shift
+    result[1] = np.maximum(squares.astype(np.float64) - m * shift**2, 0)
+    return result
 
 
-def _masked(values: Floats, mask: NDArray[np.bool_]) -> Moments:
-    count = np.broadcast_to(mask.sum(-1), values.shape[:2]).astype(np.float64)
-    mean = np.where(mask, values, 0).sum(-1) / np.maximum(count, 1)
+def _masked(x: Activations, mask: NDArray[np.bool_]) -> Moments:
+    """x (N, ..., C) and mask (N, M), M the product of the axes in between."""
+    values, real = x.reshape(len(x), -1, x.shape[-1]).astype(np.float64), mask[:, :, None]
+    count = np.broadcast_to(real.sum(1), (len(x), x.shape[-1])).astype(np.float64)
+    mean = np.where(real, values, 0).sum(1) / np.maximum(count, 1)
     return _without_nonfinite(
         Moments(
             count=count,
             mean=mean,
-            m2=(np.where(mask, values - mean[..., None], 0) ** 2).sum(-1),
-            minimum=np.where(mask, values, np.inf).min(-1),
-            maximum=np.where(mask, values, -np.inf).max(-1),
-            zeros=((values == 0) & mask).sum(-1).astype(np.float64),
-            nonfinite=(~np.isfinite(values) & mask).sum(-1).astype(np.float64),
+            m2=np.square(np.where(real, values - mean[:, None, :], 0)).sum(1),
+            minimum=np.where(real, values, np.inf).min(1),
+            maximum=np.where(real, values, -np.inf).max(1),
+            zeros=((values == 0) & real).sum(1).astype(np.float64),
+            nonfinite=(~np.isfinite(values) & real).sum(1).astype(np.float64),
         )
     )
 

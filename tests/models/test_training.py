@@ -21,6 +21,7 @@ from models.training import (
     choose_precision,
     evaluate_batches,
     seed_everything,
+    symmetric_divergence,
 )
 
 _CPU = torch.device("cpu")
@@ -265,6 +266,48 @@ def test_channels_last_changes_the_layout_and_not_the_result(tmp_path: Path) -> 
         assert trainer.model.get_parameter("0.weight").is_contiguous(memory_format=torch.channels_last) == channels_last
         losses.append([record["loss"] for record in _metrics(folder)])
     assert losses[0] == pytest.approx(losses[1], abs=1e-3)
+
+
+def test_divergence_is_the_mean_of_both_directions() -> None:
+    """(KL(p || q) + KL(q || p)) / 2 averaged over the batch, as torch's kl_div says; 0 for equal logits, also at infinite odds."""
+    torch.manual_seed(0)
+    a, b = torch.randn(5, 4) * 3, torch.randn(5, 4) * 3
+    log_p, log_q = a.log_softmax(-1), b.log_softmax(-1)
+    both = [F.kl_div(x, y, reduction="batchmean", log_target=True) for x, y in ((log_q, log_p), (log_p, log_q))]
+    torch.testing.assert_close(symmetric_divergence(a, b), torch.stack(both).mean(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(symmetric_divergence(a, b), symmetric_divergence(b, a))
+    assert symmetric_divergence(a, a + 7).item() == pytest.approx(0, abs=1e-6)
+    extreme = torch.tensor([[1e4, 0.0]])
+    assert symmetric_divergence(extreme, extreme).item() == 0
+
+
+def test_consistency_changes_nothing_without_dropout(tmp_path: Path) -> None:
+    """Two runs of a deterministic network agree: losses, accuracies and gradient norms are those of one run, within 1e-3."""
+    records = []
+    for consistency in (0.0, 2.0):
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 3))
+        folder = tmp_path / str(consistency)
+        Trainer(network, _Clusters(), replace(_CONFIG, consistency=consistency), folder, _CPU).run()
+        records.append(_metrics(folder))
+    for once, twice in zip(*records, strict=True):
+        assert once["loss"] == pytest.approx(twice["loss"], abs=1e-3)
+        assert once["accuracy"] == pytest.approx(twice["accuracy"], abs=1e-3)
+        assert once["gradient_norm"] == pytest.approx(twice["gradient_norm"], rel=1e-2)
+
+
+def test_consistency_draws_the_outcomes_under_dropout_together(tmp_path: Path) -> None:
+    """After training with it, two passes under different dropout diverge less than after training without it."""
+    divergences = []
+    for consistency in (0.0, 4.0):
+        trainer = _trainer(tmp_path / str(consistency), replace(_CONFIG, phases=(Phase(6),), consistency=consistency))
+        trainer.run()
+        network, points = trainer.model.train(), torch.from_numpy(_Clusters().points)
+        torch.manual_seed(1)
+        with torch.no_grad():
+            divergences.append(sum(symmetric_divergence(network(points), network(points)).item() for _ in range(10)))
+        assert _metrics(tmp_path / str(consistency))[-1]["selection_accuracy"] > 0.9
+    assert divergences[1] < 0.7 * divergences[0]
 
 
 def test_gradient_norm_of_a_layer_covers_its_parameters() -> None:
