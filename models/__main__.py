@@ -79,8 +79,10 @@ def _inspect(arguments: argparse.Namespace) -> None:
 
 
 def _print_metrics(metrics: dict[str, float]) -> None:
+    from models.card import format_metric
+
     for name, value in metrics.items():
-        print(f"{name:28} {value:.4f}" if isinstance(value, float) and not value.is_integer() else f"{name:28} {value:.0f}")
+        print(f"{name:28} {format_metric(value)}")
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -3,9 +3,14 @@
 from models.artifact import Manifest
 
 
+def format_metric(value: float) -> str:
+    """Four digits behind the point; counts without."""
+    return f"{value:.4f}" if value % 1 else f"{value:.0f}"
+
+
 def model_card(manifest: Manifest) -> str:
     """A page for people: what the model is, where it comes from, what it was measured to do, what it is not for."""
-    metrics = "\n".join(f"| {name} | {value:.4f} |" for name, value in manifest.metrics.items()) or "| none | |"
+    metrics = "\n".join(f"| {name} | {format_metric(value)} |" for name, value in manifest.metrics.items()) or "| none | |"
     inputs = "\n".join(f"- `{spec.name}`: {spec.dtype} {spec.shape}" for spec in manifest.inputs)
     preprocessing = "\n".join(f"- {name}: {value}" for name, value in manifest.preprocessing.model_dump().items())
     kinds = {layer.kind: sum(other.kind == layer.kind for other in manifest.layers) for layer in manifest.layers}

@@ -75,8 +75,10 @@ def _too_many_pixels(pixels: object, max_pixels: int) -> InvalidInputError:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I;16", "I;16B", "I;16L", "I"):  # 16 bits of grey: keep the high byte instead of clipping
-        grey = np.asarray(image).astype(np.int64) >> 8
-        return Image.fromarray(np.clip(grey, 0, 255).astype(np.uint8)).convert("RGB")
+        values = np.asarray(image).astype(np.int64)
+        grey = np.clip(values >> 8, 0, 255).astype(np.uint8)
+        grey[values == image.info.get("transparency", -1)] = 255
+        return Image.fromarray(grey).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -102,10 +104,9 @@ class ImagePreprocessing(BaseModel):
         """Resizes and crops an RGB image to (crop, crop)."""
         resample = Image.Resampling.BILINEAR if self.interpolation == "bilinear" else Image.Resampling.BICUBIC
         width, height = image.size
-        scale = self.resize / min(width, height)
-        size = (max(self.resize, int(width * scale)), max(self.resize, int(height * scale)))
+        side = min(width, height)
+        size = (width * self.resize // side, height * self.resize // side)
         if max(size) > self.crop * 64:  # a 1 x 100000 strip would become gigabytes: cut the middle out first
-            side = min(width, height)
             image = ImageOps.fit(image, (side, side), method=Image.Resampling.NEAREST)
             size = (self.resize, self.resize)
         if size != image.size:

@@ -174,7 +174,11 @@ def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, A
 
 
 class Trainer:
-    """Trains one model; `run()` goes from the last checkpoint of `folder` to the end."""
+    """Trains one model; `run()` goes on to the last epoch, from the start or from where `resume()` took it up.
+
+    Raises:
+        ValueError: the data does not fill one batch.
+    """
 
     def __init__(self, model: nn.Module, data: TrainingData, config: TrainingConfig, folder: Path, device: torch.device) -> None:
         self.data, self.config, self.folder, self.device = data, config, folder, device
@@ -187,8 +191,15 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             _parameter_groups(self.model, config.weight_decay), lr=config.peak_lr, betas=(0.9, 0.99), eps=1e-6
         )
-        self.epoch = 0
+        self.records: list[dict[str, Any]] = []
+        if len(data) < config.batch_size:
+            raise ValueError(f"{len(data)} samples do not fill one batch of {config.batch_size}; choose a smaller batch_size")
         folder.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def epoch(self) -> int:
+        """Number of epochs that are done."""
+        return len(self.records)
 
     @property
     def checkpoint(self) -> Path:
@@ -210,30 +221,33 @@ class Trainer:
         self.averaged.load_state_dict(state["averaged"])
         self.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["random"].cpu())
-        self.epoch = state["epoch"]
+        if state["random_cuda"]:
+            torch.cuda.set_rng_state_all([each.cpu() for each in state["random_cuda"]])
+        self.dtype = torch.bfloat16 if state["bf16"] else torch.float32
+        self.records = json.loads(state["records"])
 
     def save(self) -> None:
-        """Writes the checkpoint; a crash in between leaves the previous one."""
+        """Writes the checkpoint and, from the records in it, the metrics file; a crash in between leaves the previous one."""
         state = {
             "config": json.dumps(asdict(self.config)),
             "model": self.model.state_dict(),
             "averaged": self.averaged.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "random": torch.get_rng_state(),
-            "epoch": self.epoch,
+            "random_cuda": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
+            "bf16": self.dtype is torch.bfloat16,
+            "records": json.dumps(self.records),
         }
         part = self.checkpoint.with_suffix(".part")
         torch.save(state, part)
         part.replace(self.checkpoint)
+        (self.folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in self.records))
 
     def run(self) -> nn.Module:
         """Trains to the last epoch and returns the weights that do better on the selection data: trained or averaged."""
         while self.epoch < self.config.epochs:
-            record = self._train_epoch()
-            self.epoch += 1
+            self.records.append(self._train_epoch())
             self.save()
-            with (self.folder / "metrics.jsonl").open("a") as file:
-                file.write(json.dumps(record) + "\n")
         size = self.config.size_at(self.config.epochs)
         scores = []
         for candidate in (self.model, self.averaged.module):

@@ -49,7 +49,7 @@ def load_queries(split: Split, archive: Path | None = None) -> Queries:
     """
     path = archive or fetch(OFFICIAL)
     try:
-        rows = json.loads(path.read_text())[split]
+        rows = json.loads(path.read_text(encoding="utf-8"))[split]
         return Queries([str(text) for text, _ in rows], [str(intent) for _, intent in rows])
     except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not CLINC150's data_full.json ({error!r}); see {OFFICIAL.url}") from error
@@ -65,12 +65,18 @@ def train_tokenizer(texts: list[str], vocabulary: int) -> Tokenizer:
 
     Source: Wu et al. 2016 (arXiv:1609.08144, section 4.1) and the `tokenizers` library.
     """
-    tokenizer = Tokenizer(models.WordPiece(unk_token=UNKNOWN))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    normalizer = normalizers.BertNormalizer(lowercase=True)
+    # The trainer numbers continuations in the random order of a hash table and breaks ties by number: number them beforehand.
+    continuations = sorted({f"##{c}" for text in texts for c in normalizer.normalize_str(text) if not c.isspace()})
+    special = [PAD, UNKNOWN, START]
+    learner = Tokenizer(models.WordPiece(unk_token=UNKNOWN))
+    learner.normalizer, learner.pre_tokenizer = normalizer, pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.WordPieceTrainer(vocab_size=vocabulary, special_tokens=special + continuations, show_progress=False)
+    learner.train_from_iterator(texts, trainer)
+    tokenizer = Tokenizer(models.WordPiece(learner.get_vocab(), unk_token=UNKNOWN))  # in which continuations are not special
+    tokenizer.normalizer, tokenizer.pre_tokenizer = learner.normalizer, learner.pre_tokenizer
     tokenizer.decoder = decoders.WordPiece()
-    trainer = trainers.WordPieceTrainer(vocab_size=vocabulary, special_tokens=[PAD, UNKNOWN, START], show_progress=False)
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_special_tokens(special)
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{START} $A", special_tokens=[(START, tokenizer.token_to_id(START))]
     )

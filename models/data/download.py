@@ -4,6 +4,7 @@ Resumes, and never leaves a half file under the final name.
 """
 
 import hashlib
+import http.client
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
@@ -53,7 +54,7 @@ def fetch(archive: OfficialArchive, folder: Path = CACHE_DIR) -> Path:
     part = target.with_name(target.name + ".part")
     try:
         _transfer(archive.url, part)
-    except (urllib.error.URLError, OSError) as error:
+    except (OSError, http.client.HTTPException) as error:
         raise DownloadError(
             f"cannot download {archive.url}: {error}; run again to resume, or fetch the file by other means and pass --archive PATH"
         ) from error
@@ -71,6 +72,7 @@ def _transfer(url: str, part: Path) -> None:
     try:
         response = urllib.request.urlopen(request, timeout=_TIMEOUT_S)
     except urllib.error.HTTPError as error:
+        error.close()
         if error.code == 416:  # the part is already whole: the checksum decides
             return
         raise

@@ -5,6 +5,7 @@ into what is trained on and `SELECTION_COUNT` photos kept for choices (weights, 
 """
 
 import tarfile
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -77,13 +78,16 @@ def read_split(split: Split, archive: Path | None = None) -> list[tuple[bytes, i
     folder = "val" if split == "val" else "train"
     order = {wnid: i for i, wnid in enumerate(CLASSES)}
     files: dict[str, tuple[bytes, int]] = {}
-    with tarfile.open(path) as tar:
-        for member in tar:
-            parts = member.name.split("/")
-            if member.isfile() and len(parts) >= 3 and parts[-3] == folder and parts[-2] in order:
-                stream = tar.extractfile(member)
-                assert stream is not None  # isfile() was true
-                files["/".join(parts[-2:])] = (stream.read(), order[parts[-2]])
+    try:
+        with tarfile.open(path) as tar:
+            for member in tar:
+                parts = member.name.split("/")
+                if member.isfile() and len(parts) >= 3 and parts[-3] == folder and parts[-2] in order:
+                    stream = tar.extractfile(member)
+                    assert stream is not None  # isfile() was true
+                    files["/".join(parts[-2:])] = (stream.read(), order[parts[-2]])
+    except (tarfile.TarError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} is not a whole archive ({error}); expected {OFFICIAL.url}") from error
     if not files:
         raise ValueError(f"{path} has no {folder}/<wnid>/*.JPEG; expected the layout of {OFFICIAL.url}")
     names = sorted(files)
@@ -134,6 +138,8 @@ class ImagenetteTraining:
         """One epoch of ((images float32 (B, 3, S, S),), labels int64 (B,)); the incomplete last batch is left out."""
         order = np.random.default_rng((self.seed, epoch)).permutation(len(self.train))
         starts = range(0, len(order) - batch_size + 1, batch_size)
+        if not starts:
+            return
 
         def load(start: int) -> Batch:
             chosen = order[start : start + batch_size]
