@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from models.artifact import Artifact
 from models.data import clinc150, imagenette
 from models.data.batch import Batch
+from models.postprocessing import softmax
 from models.preprocessing import ImagePreprocessing
 
 _BATCH_SIZE = 64
@@ -25,19 +26,12 @@ def accuracy(logits: NDArray[np.float32], labels: NDArray[np.int64], k: int = 1)
     return float((best == labels[:, None]).any(1).mean())
 
 
-def probabilities(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Softmax along the last axis, in float64."""
-    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
-    exponents = np.exp(shifted)
-    return np.asarray(exponents / exponents.sum(-1, keepdims=True))
-
-
 def expected_calibration_error(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
     """Mean distance of confidence and accuracy over 15 bins of equal width, weighted by their samples.
 
     Source: Guo et al. 2017, "On Calibration of Modern Neural Networks" (arXiv:1706.04599), equation 3.
     """
-    scores = probabilities(logits)
+    scores = softmax(logits)
     confidence, correct = scores.max(1), scores.argmax(1) == labels
     bins = np.minimum((confidence * _CALIBRATION_BINS).astype(int), _CALIBRATION_BINS - 1)
     error = 0.0
@@ -111,7 +105,7 @@ def _evaluate_texts(artifact: Artifact, max_length: int, archive: Path | None) -
         "accuracy": accuracy(in_scope, targets),
         "top5_accuracy": accuracy(in_scope, targets, k=5),
         "expected_calibration_error": expected_calibration_error(in_scope, targets),
-        "out_of_scope_auroc": auroc(probabilities(in_scope).max(1), probabilities(out_of_scope).max(1)),
+        "out_of_scope_auroc": auroc(softmax(in_scope).max(1), softmax(out_of_scope).max(1)),
         "samples": len(targets),
         "out_of_scope_samples": len(out_of_scope),
     }

@@ -111,7 +111,7 @@ class LabelScore(BaseModel):
     model_config = _like(_LABEL)
 
     label: str
-    score: float
+    score: float | None = Field(description="0..1; null where the model's output is NaN")
 
 
 class SideStatistics(BaseModel):

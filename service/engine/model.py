@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.artifact import Artifact
+from models.postprocessing import softmax
 from models.preprocessing import (
     ImagePreprocessing,
     InvalidInputError,
@@ -159,10 +160,3 @@ class ServedModel:
         self._preparers.shutdown()
         self._worker.shutdown()
         self._reducers.shutdown()
-
-
-def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """exp(z_i) / sum_j exp(z_j) along the last axis, in float64."""
-    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
-    exponents = np.exp(shifted)
-    return np.asarray(exponents / exponents.sum(-1, keepdims=True))

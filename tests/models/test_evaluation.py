@@ -13,7 +13,8 @@ from PIL import Image
 
 from models.artifact import Artifact, TensorSpec, write_manifest
 from models.data import clinc150, imagenette
-from models.evaluation import accuracy, auroc, evaluate, expected_calibration_error, probabilities, run_logits
+from models.evaluation import accuracy, auroc, evaluate, expected_calibration_error, run_logits, softmax
+from models.postprocessing import softmax
 from models.preprocessing import ImagePreprocessing, TextPreprocessing, decode_image, encode_text
 from tests.networks import draft_manifest
 
@@ -60,8 +61,8 @@ def test_probabilities_are_the_softmax() -> None:
     """torch's softmax in float64, within 1e-12; logits in the thousands do not overflow."""
     logits, _ = _random()
     expected = torch.from_numpy(logits).double().softmax(-1).numpy()
-    np.testing.assert_allclose(probabilities(logits), expected, atol=1e-12)
-    np.testing.assert_allclose(probabilities(np.array([[5000, -5000, 5000]], np.float32)), [[0.5, 0, 0.5]])
+    np.testing.assert_allclose(softmax(logits), expected, atol=1e-12)
+    np.testing.assert_allclose(softmax(np.array([[5000, -5000, 5000]], np.float32)), [[0.5, 0, 0.5]])
 
 
 def test_calibration_error_by_hand() -> None:
