@@ -136,6 +136,8 @@ def main(argv: list[str] | None = None) -> None:
         if error.name not in ("torch", "onnx_ir", "onnxscript", "tqdm"):
             raise
         sys.exit(f"{_NEEDS_TRAIN} ({error})")
+    except KeyboardInterrupt:
+        sys.exit("stopped; training goes on from its last epoch with --resume")
     except (ValueError, OSError, RuntimeError) as error:
         sys.exit(f"error: {error}")
 

@@ -37,8 +37,8 @@ def write_model(
     Args:
         folder: NAME/VERSION.
         network: with its trained weights; rounded in place where `half`.
-        examples: inputs of several shapes; the first (at least 2 along every dynamic axis) is exported, all are compared with
-        torch. signature: names of inputs, output and dynamic axes.
+        examples: inputs of several shapes; exported with the first (at least 2 along every dynamic axis), compared with all.
+        signature: names of inputs, output and dynamic axes.
         half: store large weights as float16.
         manifest: what is known beforehand.
         tokenizer: of a text model.

@@ -7,12 +7,12 @@ that a model is always fed the way it was evaluated.
 import io
 import warnings
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from tokenizers import Tokenizer
 
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
@@ -99,6 +99,12 @@ class ImagePreprocessing(BaseModel):
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     mean: tuple[float, float, float] = Field(default=(0.485, 0.456, 0.406), description="RGB, of values in 0..1")
     std: tuple[float, float, float] = Field(default=(0.229, 0.224, 0.225), description="RGB, of values in 0..1")
+
+    @model_validator(mode="after")
+    def _crop_lies_inside(self) -> Self:
+        if self.resize < self.crop:
+            raise ValueError(f"resize {self.resize} is smaller than crop {self.crop}; the crop must lie inside")
+        return self
 
     def geometry(self, image: Image.Image) -> Image.Image:
         """Resizes and crops an RGB image to (crop, crop)."""

@@ -1,6 +1,6 @@
 """One training loop for every model: data and a configuration in, a checkpoint and a metrics file out.
 
-Each epoch appends one line to `metrics.jsonl`: loss, accuracy, learning rate and the gradient norm of every layer, the evidence
+Each epoch adds one line to `metrics.jsonl`: loss, accuracy, learning rate and the gradient norm of every layer, the evidence
 for or against vanishing gradients. The run continues exactly from `checkpoint.pt`: weights, averaged weights, optimizer, schedule,
 random state.
 """

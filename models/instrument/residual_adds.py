@@ -4,9 +4,8 @@ Rules, for an Add of two tensors that both depend on the input (so no bias):
     1. Walk back from one side through operators that only pass values on (Reshape, Transpose, Slice, Cast, Dropout, Pad, ...): the
        first tensor from which the other side is also reached is the fork, and this side is an identity.
     2. Otherwise walk back through at most one Conv, MatMul or Gemm with its bias, norm and pooling: this side is a projection.
-    3. The other side is F. On its way from the fork lies at least one weighted operator (Conv, MatMul, Gemm, attention), which
-    rules
-       out the tanh form of GELU (x + 0.0447 x^3) and rotary embeddings.
+    3. The other side is F. On its way from the fork lies at least one weighted operator (Conv, MatMul, Gemm, attention),
+       which rules out the tanh form of GELU (x + 0.0447 x^3) and rotary embeddings.
     4. No Resize or transposed convolution lies on that way: lateral sums of feature pyramids join two scales, not a residual.
     5. Where both sides qualify, the identity wins over the projection, then the shorter walk.
     6. Shape and Size end a walk: they carry extents, not activations, so attention masks built from them share no fork.

@@ -13,7 +13,7 @@ from PIL import Image
 
 from models.artifact import Artifact, TensorSpec, write_manifest
 from models.data import clinc150, imagenette
-from models.evaluation import accuracy, auroc, evaluate, expected_calibration_error, run_logits, softmax
+from models.evaluation import accuracy, auroc, evaluate, expected_calibration_error, run_logits
 from models.postprocessing import softmax
 from models.preprocessing import ImagePreprocessing, TextPreprocessing, decode_image, encode_text
 from tests.networks import draft_manifest
