@@ -10,6 +10,7 @@ from pathlib import Path
 
 _NEEDS_TRAIN = "this command needs the training extra: pip install 'normscope[train]'"
 _MODELS = ("resnet50", "encoder")
+_ARTIFACTS = Path(__file__).parent / "artifacts"  # what the service serves by default
 
 
 def _train(arguments: argparse.Namespace) -> None:
@@ -20,6 +21,8 @@ def _train(arguments: argparse.Namespace) -> None:
     from models.training import Trainer, seed_everything
 
     recipe, run = RECIPES[arguments.model], arguments.run
+    if (run / "checkpoint.pt").exists() and not arguments.resume:
+        raise FileExistsError(f"{run} holds a run already; go on with --resume, or name another folder with --run")
     seed_everything(recipe.training.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     saved = run / "tokenizer.json"
@@ -41,7 +44,7 @@ def _export(arguments: argparse.Namespace) -> None:
     from models.package import package_recipe
     from models.recipes import RECIPES
 
-    folder = arguments.output or Path("models/artifacts") / arguments.model / "1"
+    folder = arguments.output or _ARTIFACTS / arguments.model / "1"
     artifact = package_recipe(RECIPES[arguments.model], arguments.run, arguments.archive, folder)
     print(f"wrote {folder}")
     _print_metrics(artifact.manifest.metrics)
@@ -50,7 +53,7 @@ def _export(arguments: argparse.Namespace) -> None:
 def _import(arguments: argparse.Namespace) -> None:
     from models.torchvision_import import import_torchvision
 
-    folder = arguments.output or Path("models/artifacts") / "resnet50-imagenet" / "1"
+    folder = arguments.output or _ARTIFACTS / "resnet50-imagenet" / "1"
     artifact = import_torchvision(arguments.torchvision, folder, arguments.resize)
     print(f"wrote {folder}: {len(artifact.manifest.labels)} labels, {len(artifact.manifest.layers)} layers")
 

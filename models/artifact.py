@@ -154,6 +154,8 @@ def load_artifact(folder: Path) -> Artifact:
         raise ArtifactError(f"{path}: {where}: {first['msg']}; export the model again") from error
     if MODEL not in manifest.files:
         raise ArtifactError(f"{path}: files lists no {MODEL}; export the model again")
+    if problem := _contradiction(manifest):
+        raise ArtifactError(f"{path}: {problem}; export the model again")
     for name, expected in manifest.files.items():
         actual = _sha256(folder / name)
         if actual != expected:
@@ -161,6 +163,22 @@ def load_artifact(folder: Path) -> Artifact:
                 f"{folder / name} has SHA-256 {actual}, the manifest says {expected}; restore the file or export again"
             )
     return Artifact(folder, manifest)
+
+
+def _contradiction(manifest: Manifest) -> str | None:
+    """What in a manifest does not fit together, if anything."""
+    preprocessing = manifest.preprocessing
+    takes_images = isinstance(preprocessing, ImagePreprocessing)
+    if takes_images != (manifest.task == "image-classification"):
+        return f"task {manifest.task} does not fit preprocessing of kind {preprocessing.kind}"
+    if len(manifest.inputs) != (1 if takes_images else 2) or len(manifest.outputs) != 1:
+        return f"{len(manifest.inputs)} inputs and {len(manifest.outputs)} outputs do not fit {manifest.task}"
+    classes = manifest.outputs[0].shape[-1]
+    if isinstance(classes, int) and classes != len(manifest.labels):
+        return f"{len(manifest.labels)} labels do not fit an output of {classes} classes"
+    if isinstance(preprocessing, TextPreprocessing) and preprocessing.tokenizer not in manifest.files:
+        return f"files does not list the tokenizer {preprocessing.tokenizer}"
+    return None
 
 
 def write_manifest(folder: Path, manifest: Manifest, names: list[str]) -> Artifact:

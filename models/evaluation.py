@@ -78,8 +78,8 @@ def evaluate(artifact: Artifact, archive: Path | None = None) -> dict[str, float
 def _evaluate_images(artifact: Artifact, preprocessing: ImagePreprocessing, archive: Path | None) -> dict[str, float]:
     if artifact.manifest.labels != list(imagenette.CLASSES.values()):
         raise ValueError(f"{artifact.manifest.name} does not have the labels of Imagenette; only such models can be evaluated")
-    photos = imagenette.load_photos("val", archive)
-    logits, labels = run_logits(artifact, imagenette.evaluation_batches(photos, preprocessing, _BATCH_SIZE))
+    batches = imagenette.served_batches(imagenette.read_split("val", archive), preprocessing, _BATCH_SIZE)
+    logits, labels = run_logits(artifact, batches)
     return {
         "accuracy": accuracy(logits, labels),
         "top5_accuracy": accuracy(logits, labels, k=5),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from models.artifact import CARD, MODEL, Artifact, Layer, Manifest, Provenance, TensorSpec, write_manifest
 from models.card import model_card
 from models.evaluation import evaluate
-from models.export import Signature, export_onnx, largest_difference, library_versions, round_to_half
+from models.export import ExportError, Signature, export_onnx, largest_difference, library_versions, round_to_half
 from models.instrument.probes import Probe, find_probes
 from models.preprocessing import ImagePreprocessing, TextPreprocessing
 from models.recipes import Recipe
@@ -76,9 +76,11 @@ def layers_of(model: onnx.ModelProto, preprocessing: ImagePreprocessing | TextPr
 
 
 def _mask_of(probe: Probe, mask: TensorSpec | None) -> str | None:
-    """The mask covers a probe whose first axes are the mask's: (batch, length) of (batch, length, width)."""
-    if mask is None or probe.shape is None or probe.shape[: len(mask.shape)] != mask.shape:
+    """The mask covers a probe whose first axes are the mask's, (batch, length) of (batch, length, width); never silently none."""
+    if mask is None or (probe.shape is not None and len(probe.shape) <= len(mask.shape)):
         return None
+    if probe.shape is None or probe.shape[: len(mask.shape)] != mask.shape:
+        raise ExportError(f"{probe.layer} has the shape {probe.shape}, which {mask.name} {mask.shape} does not cover")
     return mask.name
 
 

@@ -1,11 +1,10 @@
-"""Bytes or text in, model inputs out: the one preprocessing of training, evaluation, the reference and the service.
+"""Bytes or text in, model inputs out: the one preprocessing of training, evaluation and service.
 
 It must not know torch, HTTP or ONNX. `ImagePreprocessing` and `TextPreprocessing` are stored in the manifest of an artifact, so
 that a model is always fed the way it was evaluated.
 """
 
 import io
-import warnings
 from pathlib import Path
 from typing import Literal, Self
 
@@ -19,6 +18,8 @@ IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 """The only decoders that input may reach: every further one is attack surface."""
 
 DEFAULT_MAX_PIXELS = 50_000_000
+_MAX_CHARACTERS_PER_TOKEN = 200
+Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit, of the whole process; `decode_image` checks before it decodes
 
 
 class InvalidInputError(ValueError):
@@ -41,11 +42,7 @@ def decode_image(data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Ima
         InvalidInputError: more than `max_pixels` pixels by its header (nothing is decoded then), or broken or truncated data.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's own bomb warning: the check below is stricter
-            image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
-    except Image.DecompressionBombError:
-        raise _too_many_pixels("far more", max_pixels) from None
+        image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
     except Exception:  # Pillow raises many types for broken headers
         raise UnsupportedFormatError(
             f"the {len(data)} bytes are not an image that can be read",
@@ -55,7 +52,12 @@ def decode_image(data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Ima
         ) from None
     width, height = image.size
     if width * height > max_pixels:
-        raise _too_many_pixels(width * height, max_pixels)
+        raise InvalidInputError(
+            f"the image has {width} x {height} pixels",
+            value=width * height,
+            limit=max_pixels,
+            remedy="send a smaller image",
+        )
     try:
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
@@ -67,10 +69,6 @@ def decode_image(data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Ima
             limit="a complete file",
             remedy="send the whole file",
         ) from None
-
-
-def _too_many_pixels(pixels: object, max_pixels: int) -> InvalidInputError:
-    return InvalidInputError("the image has too many pixels", value=pixels, limit=max_pixels, remedy="send a smaller image")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -138,7 +136,9 @@ class TextPreprocessing(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", json_schema_extra={"example": {"kind": "text", "max_length": 64}})
 
     kind: Literal["text"] = "text"
-    tokenizer: str = Field(default="tokenizer.json", description="file in the artifact folder")
+    tokenizer: str = Field(
+        default="tokenizer.json", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="file in the artifact folder"
+    )
     max_length: int = Field(gt=0, description="tokens, special tokens included")
 
     def load_tokenizer(self, folder: Path) -> Tokenizer:
@@ -150,9 +150,18 @@ class TextPreprocessing(BaseModel):
 
 
 def encode_text(tokenizer: Tokenizer, text: str, max_length: int) -> tuple[NDArray[np.int64], bool]:
-    """One text -> (token ids int64 (L,), L <= max_length, and whether tokens were cut off)."""
-    ids = tokenizer.encode(text).ids
-    return np.asarray(ids[:max_length], dtype=np.int64), len(ids) > max_length
+    """One text -> (token ids int64 (L,), L <= max_length, and whether any of the text was cut off).
+
+    Raises:
+        InvalidInputError: the text holds nothing that becomes a token.
+    """
+    # tokenizing the megabytes that will be cut off anyway would only take time
+    head = text[: max_length * _MAX_CHARACTERS_PER_TOKEN]
+    (encoding,) = tokenizer.encode_batch([head])  # unlike encode, leaves the interpreter to other threads
+    if all(encoding.special_tokens_mask):
+        raise InvalidInputError("the text is empty or blank", value=text, limit="at least one word", remedy="send a sentence")
+    cut = len(encoding.ids) > max_length or len(head) < len(text)
+    return np.asarray(encoding.ids[:max_length], dtype=np.int64), cut
 
 
 def pad_tokens(rows: list[NDArray[np.int64]], pad_id: int = 0) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

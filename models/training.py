@@ -88,16 +88,18 @@ class TrainingConfig:
 
 
 def choose_precision(precision: Precision, device: torch.device) -> torch.dtype:
-    """bfloat16 or float32. `auto` measures: processors without bfloat16 units emulate it, many times slower than float32."""
+    """bfloat16 or float32. `auto` measures on a CPU: those without bfloat16 units emulate it, many times slower than float32."""
     if precision != "auto":
         return torch.bfloat16 if precision == "bf16" else torch.float32
-    seconds = {}
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    seconds: dict[torch.dtype, float] = {}
     for dtype in (torch.float32, torch.bfloat16):
-        a = torch.ones(256, 256, dtype=dtype, device=device)
-        (a @ a).sum().item()  # the first product chooses a kernel
-        start = time.perf_counter()
-        (a @ a @ a @ a).sum().item()
-        seconds[dtype] = time.perf_counter() - start
+        a = torch.ones(256, 256, dtype=dtype)
+        for _ in range(4):  # the first product chooses a kernel; the fastest was disturbed least
+            start = time.perf_counter()
+            (a @ a).sum().item()
+            seconds[dtype] = min(seconds.get(dtype, math.inf), time.perf_counter() - start)
     return min(seconds, key=lambda dtype: seconds[dtype])
 
 
@@ -279,6 +281,7 @@ class Trainer:
         return {
             "epoch": self.epoch + 1,
             "size": size,
+            "precision": str(self.dtype).removeprefix("torch."),
             "learning_rate": rate,
             "loss": round(loss_sum / seen, 5),
             "accuracy": round(correct / seen, 5),

@@ -25,7 +25,7 @@ class Metrics:
         )
         self._inference = Histogram(
             "normscope_inference_seconds",
-            "time of a run with its statistics, without queue",
+            "time of all runs of a request with their statistics, without queue",
             ["model"],
             buckets=_SECONDS,
             registry=self._registry,
@@ -38,7 +38,11 @@ class Metrics:
             registry=self._registry,
         )
         self._batch_size = Histogram(
-            "normscope_batch_size", "inputs of a request", ["model"], buckets=_SIZES, registry=self._registry
+            "normscope_batch_size",
+            "inputs of a request that ran together, in runs of at most NORMSCOPE_MAX_BATCH_SIZE",
+            ["model"],
+            buckets=_SIZES,
+            registry=self._registry,
         )
 
     def observe_request(self, method: str, route: str, model: str, status: int, seconds: float) -> None:
@@ -47,7 +51,7 @@ class Metrics:
         self._latency.labels(method, route, model).observe(seconds)
 
     def observe_inference(self, model: str, inputs: int, timing: Timing) -> None:
-        """Records one run."""
+        """Records the runs of one request."""
         self._inference.labels(model).observe(timing.inference_ms / 1000)
         self._queue.labels(model).observe(timing.queue_ms / 1000)
         self._batch_size.labels(model).observe(inputs)

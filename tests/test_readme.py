@@ -1,5 +1,6 @@
 """The examples of the README are true: the commands exist, the request is answered as shown."""
 
+import io
 import json
 import re
 import shlex
@@ -8,12 +9,14 @@ from pathlib import Path
 
 import httpx
 import pytest
+from PIL import Image
 
 from models.__main__ import build_parser
 from service.settings import Settings
 from tests.conftest import SHIPPED, running_server
 
 ROOT = Path(__file__).parent.parent
+_HOST = "http://127.0.0.1:8000"
 README = (ROOT / "README.md").read_text()
 
 
@@ -35,8 +38,21 @@ def test_the_encoder_answers_as_shown(shipped: httpx.Client) -> None:
     """The first example of the README gives the very answer that stands below it, but for the last digits and the timing."""
     words = shlex.split(block("request: encoder").replace("\\\n", " "))
     body, url = words[words.index("-d") + 1], words[-1]
-    answer = shipped.post(url.replace("http://127.0.0.1:8000", ""), content=body, headers={"Content-Type": "application/json"})
+    answer = shipped.post(url.removeprefix(_HOST), content=body, headers={"Content-Type": "application/json"})
     assert_alike(json.loads(block("answer: encoder")), answer.json(), "answer")
+
+
+def test_photos_are_answered_as_shown(shipped: httpx.Client) -> None:
+    """Both ways to send a photo in the README work: one body with its chosen layer, several parts with one prediction each."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (60, 50), "teal").save(buffer, "JPEG")
+    single, several = [shlex.split(line) for line in block("request: resnet50").replace("\\\n", " ").splitlines()]
+    header = dict([single[single.index("-H") + 1].split(": ")])
+    one = shipped.post(single[-1].removeprefix(_HOST), content=buffer.getvalue(), headers=header).json()["predictions"]
+    assert [[layer["layer"] for layer in prediction["layers"]] for prediction in one] == [["layer4.2.bn3"]]
+    parts = [part.partition("=")[0] for part in several if "=@" in part]
+    files = [(name, ("photo.jpg", buffer.getvalue())) for name in parts]
+    assert len(shipped.post(several[-1].removeprefix(_HOST), files=files).json()["predictions"]) == 2
 
 
 def assert_alike(shown: object, actual: object, where: str) -> None:

@@ -1,8 +1,8 @@
-"""The 1000 classes of ImageNet-1k in the order of the official models' outputs: WordNet ids, ascending, with the first lemma of
-each.
+"""The 1000 classes of ImageNet-1k in the order of the official models' outputs.
 
-Source: WordNet 3.0 (https://wordnet.princeton.edu), as chosen by ILSVRC 2012; where two classes share a lemma, the next one tells
-them apart.
+WordNet ids, ascending, each with its first lemma; where two classes share a lemma, the next one tells them apart.
+
+Source: WordNet 3.0 (https://wordnet.princeton.edu), as chosen by ILSVRC 2012.
 """
 
 from pathlib import Path

@@ -29,6 +29,7 @@ class Graph:
         self.outputs = [value.name for value in model.graph.output]
         self._initializers = {tensor.name: tensor for tensor in model.graph.initializer}
         self._producers = {name: node for node in self.nodes for name in node.output if name}
+        self._constant: dict[str, bool] = {}
         values = [*model.graph.input, *model.graph.value_info, *model.graph.output]
         self._shapes = {value.name: _shape(value) for value in values}
 
@@ -45,18 +46,20 @@ class Graph:
         return self._shapes.get(tensor)
 
     def is_constant(self, tensor: str) -> bool:
-        """True if the tensor depends on no graph input (followed through single-input nodes such as a Cast of float16 weights)."""
-        while tensor not in self._initializers:
-            node = self.producer(tensor)
-            if node is None:
-                return False
-            if node.op_type == "Constant":
-                return True
-            sources = [name for name in node.input if name]
-            if len(sources) != 1:
-                return False
-            tensor = sources[0]
-        return True
+        """True if the tensor depends on no graph input: an initializer, or computed from such alone."""
+        pending = [tensor]
+        while pending:
+            name = pending[-1]
+            node = self.producer(name)
+            if name in self._constant:
+                pending.pop()
+            elif node is None:
+                self._constant[name] = name in self._initializers
+            elif unknown := [source for source in node.input if source and source not in self._constant]:
+                pending.extend(unknown)
+            else:
+                self._constant[name] = all(self._constant[source] for source in node.input if source)
+        return self._constant[tensor]
 
     def constant(self, tensor: str) -> NDArray[np.generic] | None:
         """The value of an initializer, a Constant, or a Cast or Identity of one; else None."""

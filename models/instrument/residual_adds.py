@@ -95,6 +95,8 @@ def _walk_to_fork(graph: Graph, tensor: str, ancestors: set[str], projected: boo
             if weighted > 1 or not (is_bias or node.op_type in _WEIGHTED | _PROJECTION_COMPANIONS):
                 return None
         data = [name for name in node.input if name and not graph.is_constant(name)]
+        if not data:
+            return None
         if node.op_type in _WEIGHTED and len(data) != 1:  # a product of two activations projects nothing
             return None
         tensor = data[0]

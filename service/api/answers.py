@@ -8,6 +8,7 @@ import orjson
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from models.preprocessing import InvalidInputError
 from service.api.schemas import ErrorAnswer, ErrorDetail
@@ -81,10 +82,15 @@ async def _unexpected(request: Request, error: Exception) -> Response:
     return _error(500, detail)
 
 
+async def _gone(request: Request, error: Exception) -> Response:
+    return Response(status_code=499)  # nobody reads it; the metrics tell it from a fault of ours
+
+
 def add_error_handlers(app: FastAPI) -> None:
     """Gives every error of the app the one JSON shape."""
     app.add_exception_handler(ServiceError, _known_error)
     app.add_exception_handler(InvalidInputError, _known_error)
     app.add_exception_handler(RequestValidationError, _invalid_parameter)
     app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(ClientDisconnect, _gone)
     app.add_exception_handler(Exception, _unexpected)

@@ -102,7 +102,7 @@ def _json_inputs(body: bytes) -> list[str]:
         if not isinstance(item, str):
             raise InvalidRequestError(
                 f"input {i} is not a string but {type(item).__name__}",
-                value=str(item),
+                value=item if item is None or isinstance(item, (int, float)) else type(item).__name__,
                 limit="a string",
                 remedy="send a text, or an image as base64",
             )

@@ -21,8 +21,8 @@ def ready(request: Request) -> Response:
     repository = State.of(request).repository
     if repository.ready:
         return json_answer({"status": "ready", "reason": None})
-    if repository.failure:
-        return json_answer({"status": "failed", "reason": repository.failure}, 503)
+    if repository.failures:
+        return json_answer({"status": "failed", "reason": "; ".join(repository.failures.values())}, 503)
     return json_answer({"status": "loading", "reason": "the models are being loaded"}, 503)
 
 

@@ -5,6 +5,7 @@ from html import escape
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse
 
+from service.engine.repository import Repository
 from service.state import State
 
 _PAGE = """<!doctype html>
@@ -44,6 +45,12 @@ _ROW = (
 router = APIRouter(include_in_schema=False)
 
 
+def _state(repository: Repository, name: str) -> str:
+    if name in repository.failures:
+        return "failed"
+    return "ready" if name in repository.ready_names else "loading"
+
+
 @router.get("/")
 def home(request: Request) -> HTMLResponse:
     """The page."""
@@ -53,7 +60,7 @@ def home(request: Request) -> HTMLResponse:
             name=escape(manifest.name),
             version=escape(manifest.version),
             task=escape(manifest.task),
-            state="ready" if manifest.name in repository.ready_names else "loading",
+            state=_state(repository, manifest.name),
             layers=len(manifest.layers),
         )
         for manifest in repository.manifests

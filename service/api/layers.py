@@ -1,25 +1,30 @@
 """The choice of layers by a glob, shared by all routes that take `layers=`."""
 
+import fnmatch
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 
 from models.artifact import Layer
 from service.errors import UnknownLayerError
+
+MAX_PATTERN_LENGTH = 2000
 
 
 def choose_layers(layers: Sequence[Layer], pattern: str, model: str) -> list[Layer]:
     """The layers whose name matches a glob (`*`, `?`, `[...]`), or one of several separated by commas, in the given order.
 
     Raises:
-        UnknownLayerError: none matches.
+        UnknownLayerError: a part matches none.
     """
-    patterns = [part.strip() for part in pattern.split(",")]
-    chosen = [layer for layer in layers if any(fnmatchcase(layer.layer, part) for part in patterns)]
-    if not chosen:
-        raise UnknownLayerError(
-            f"no layer of {model} matches {pattern[:200]!r}",
-            value=pattern,
-            limit=f"{len(layers)} layers",
-            remedy=f"GET /v1/models/{model}/layers lists the layers",
-        )
-    return chosen
+    names = [layer.layer for layer in layers]
+    chosen: set[str] = set()
+    for part in (part.strip() for part in pattern.split(",")):
+        matching = fnmatch.filter(names, part)
+        if not matching:
+            raise UnknownLayerError(
+                f"no layer of {model} matches {part!r}",
+                value=part,
+                limit=f"{len(layers)} layers",
+                remedy=f"GET /v1/models/{model}/layers lists the layers",
+            )
+        chosen.update(matching)
+    return [layer for layer in layers if layer.layer in chosen]

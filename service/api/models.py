@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 
 from service.api.answers import documented_errors, json_answer
-from service.api.layers import choose_layers
+from service.api.layers import MAX_PATTERN_LENGTH, choose_layers
 from service.api.schemas import LayerList, ModelCard, ModelList, TrafficAnswer
 from service.state import State
 
@@ -48,7 +48,7 @@ def model_layers(request: Request, model: str) -> Response:
 def traffic_statistics(
     request: Request,
     model: str,
-    layers: Annotated[str, Query(description="glob over layer names, or several with commas")] = "*",
+    layers: Annotated[str, Query(max_length=MAX_PATTERN_LENGTH, description="glob over layer names, or several with commas")] = "*",
 ) -> Response:
     """Statistics of every layer over all traffic since the model was loaded."""
     served = State.of(request).repository.get(model)

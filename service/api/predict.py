@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query, Request, Response
 from models.artifact import Layer
 from service.api.answers import documented_errors, json_answer
 from service.api.bodies import read_inputs
-from service.api.layers import choose_layers
+from service.api.layers import MAX_PATTERN_LENGTH, choose_layers
 from service.api.schemas import JsonInputs, Level, PredictAnswer
 from service.engine.model import Prediction, ServedModel
 from service.errors import TooManyValuesError
@@ -50,7 +50,9 @@ async def predict(
     model: str,
     top_k: Annotated[int, Query(ge=1, description="how many labels; at most as many as the model has")] = 5,
     statistics: Annotated[Level, Query(description="how much to return of every layer")] = "none",
-    layers: Annotated[str, Query(description="glob over layer names, or several with commas; for `statistics`")] = "*",
+    layers: Annotated[
+        str, Query(max_length=MAX_PATTERN_LENGTH, description="glob over layer names, or several with commas; for `statistics`")
+    ] = "*",
 ) -> Response:
     """Predicts every input of the request; with `statistics`, shows what happened inside the model."""
     state = State.of(request)

@@ -13,7 +13,6 @@ from models.artifact import Artifact
 from models.postprocessing import softmax
 from models.preprocessing import (
     ImagePreprocessing,
-    InvalidInputError,
     TextPreprocessing,
     decode_image,
     encode_text,
@@ -95,8 +94,6 @@ class ServedModel:
             return preprocessing.apply(decode_image(item, self._settings.max_image_pixels)), False
         assert isinstance(item, str)  # and text models strings
         assert self._tokenizer is not None
-        if not item.strip():
-            raise InvalidInputError("the text is empty or blank", value=item, limit="at least one word", remedy="send a sentence")
         return encode_text(self._tokenizer, item, preprocessing.max_length)
 
     def _feed(self, items: Sequence[Prepared]) -> Feed:
@@ -141,6 +138,7 @@ class ServedModel:
         size = self._settings.max_batch_size
         for first in range(0, len(prepared), size):
             chunk = prepared[first : first + size]
+            self.traffic.count(len(chunk))
             feed = self._feed([item for item, _ in chunk])
             result = session.run(feed)
             observed: BatchStatistics | None = None
@@ -152,7 +150,6 @@ class ServedModel:
             for i, (_, truncated) in enumerate(chunk):
                 sample = observed.sample(i) if observed is not None and statistics else None
                 predictions.append(Prediction(scores[i], truncated, sample))
-        self.traffic.count(len(prepared))
         return predictions, began, time.perf_counter()
 
     def close(self) -> None:

@@ -59,7 +59,7 @@ class Repository:
         self._settings = settings
         self._artifacts = load_repository(settings)
         self._models: dict[str, ServedModel] = {}
-        self.failure: str | None = None
+        self.failures: dict[str, str] = {}
         self.settled = threading.Event()
         """Set once `load` has ended, well or not."""
 
@@ -82,7 +82,7 @@ class Repository:
         return len(self._models) == len(self._artifacts)
 
     def load(self) -> None:
-        """Loads and warms up every model; `failure` says why if one cannot be."""
+        """Loads and warms up every model; `failures` says why one cannot be."""
         try:
             self._load()
         finally:
@@ -95,9 +95,9 @@ class Repository:
             try:
                 self._models[manifest.name] = ServedModel(artifact, self._settings, threads)
             except Exception as error:  # whatever a foreign graph does at its first run
-                self.failure = f"{manifest.name}/{manifest.version} cannot be loaded: {error}"
+                self.failures[manifest.name] = f"{manifest.name}/{manifest.version} cannot be loaded: {error}"
                 _log.exception("%s/%s cannot be loaded", manifest.name, manifest.version)
-                return
+                continue
             _log.info("%s/%s is ready: %d layers, %d threads", manifest.name, manifest.version, len(manifest.layers), threads)
 
     def get(self, name: str) -> ServedModel:
@@ -105,12 +105,14 @@ class Repository:
 
         Raises:
             UnknownModelError: the repository has none.
-            NotReadyError: it is not loaded yet.
+            NotReadyError: it is not loaded yet, or cannot be.
         """
         if name not in self.names:
             raise UnknownModelError(
                 f"no model is named {name!r}", value=name, limit=self.names, remedy="GET /v1/models lists the models"
             )
+        if name in self.failures:
+            raise NotReadyError(self.failures[name], value=name, remedy="mend the artifact and start the service again")
         if name not in self._models:
             raise NotReadyError(f"{name} is still being loaded", value=name, remedy="wait until /readyz answers 200")
         return self._models[name]

@@ -3,11 +3,11 @@
 A batch never mixes its samples: row i of every array below is sample i alone.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,41 +84,43 @@ def batch_statistics(
     n = len(next(iter(inputs.values())))
     masks = {name: inputs[name].astype(bool) for layer in layout.layers if (name := layer.mask)}
     # the sum of an add is often the input of the norm after it: each tensor is reduced once
-    roles = {layer.tensors[side]: (layer.channel_axis, layer.mask) for layer, side in layout.rows}
+    needed = [_Reduction(layer.tensors[side], layer.channel_axis, layer.mask) for layer, side in layout.rows]
 
-    def reduce(names: list[str]) -> Moments:
-        channel_axis, mask = roles[names[0]]
-        stacked, repeated = _stacked(tensors, names), masks[mask] if mask else None
-        if repeated is not None:
-            repeated = np.tile(repeated, (len(names), 1))
-        return channel_moments(stacked, channel_axis, repeated)
+    def reduce(group: list[_Reduction]) -> Moments:
+        first = group[0]
+        stacked = tensors[first.tensor] if len(group) == 1 else np.concatenate([tensors[each.tensor] for each in group])
+        mask = np.tile(masks[first.mask], (len(group), 1)) if first.mask else None
+        return channel_moments(stacked, first.channel_axis, mask)
 
-    groups = _groups(roles, lambda name: (tensors[name].shape, *roles[name]), tensors)
-    channels_of: dict[str, Moments] = {}
-    pooled_of: dict[str, Moments] = {}
-    for names, moments in zip(groups, run(reduce, groups), strict=True):
+    groups = _groups(needed, tensors)
+    channels_of: dict[_Reduction, Moments] = {}
+    pooled_of: dict[_Reduction, Moments] = {}
+    for group, moments in zip(groups, run(reduce, groups), strict=True):
         pooled = moments.pool(axis=1)
-        for i, name in enumerate(names):
+        for i, each in enumerate(group):
             rows = slice(i * n, (i + 1) * n)
-            channels_of[name], pooled_of[name] = moments.rows(rows), pooled.rows(rows)
-    tensor_of_row = [layer.tensors[side] for layer, side in layout.rows]
-    pooled = Moments.stack([pooled_of[name] for name in tensor_of_row], axis=1)
+            channels_of[each], pooled_of[each] = moments.rows(rows), pooled.rows(rows)
+    pooled = Moments.stack([pooled_of[each] for each in needed], axis=1)
     ratio, cosine = _pair_statistics(layout, tensors, masks, pooled.l2)
-    return BatchStatistics(layout, [channels_of[name] for name in tensor_of_row], pooled, ratio, cosine)
+    return BatchStatistics(layout, [channels_of[each] for each in needed], pooled, ratio, cosine)
 
 
-def _groups(names: Iterable[str], alike: Callable[[str], Hashable], tensors: Mapping[str, Activations]) -> list[list[str]]:
-    """Small tensors that are alike together, because calls cost more than elements there; large ones alone."""
-    groups: dict[Hashable, list[str]] = {}
-    for name in names:
-        small = tensors[name].size <= _STACKED_ELEMENTS
-        groups.setdefault(alike(name) if small else name, []).append(name)
+class _Reduction(NamedTuple):
+    """One tensor reduced in one way; several sides may ask for the same."""
+
+    tensor: str
+    channel_axis: int
+    mask: str | None
+
+
+def _groups(needed: Iterable[_Reduction], tensors: Mapping[str, Activations]) -> list[list[_Reduction]]:
+    """Each reduction once: small tensors that are alike together, because calls cost more there than elements; large ones alone."""
+    groups: dict[Hashable, list[_Reduction]] = {}
+    for each in dict.fromkeys(needed):
+        tensor = tensors[each.tensor]
+        alike = (tensor.shape, each.channel_axis, each.mask)
+        groups.setdefault(alike if tensor.size <= _STACKED_ELEMENTS else each, []).append(each)
     return list(groups.values())
-
-
-def _stacked(tensors: Mapping[str, Activations], names: list[str]) -> Activations:
-    """T tensors (N, ...) one behind the other: (T N, ...)."""
-    return tensors[names[0]] if len(names) == 1 else np.concatenate([tensors[name] for name in names])
 
 
 def _pair_statistics(

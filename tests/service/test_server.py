@@ -49,11 +49,30 @@ def read_until(started: subprocess.Popen[str], pattern: str) -> re.Match[str]:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_process_with_status_0(small_repository: SmallRepository, number: signal.Signals) -> None:
-    """The process serves on a free port, drains at the signal and exits with 0."""
+    """The process serves on a free port and exits with 0 at the signal."""
     with process("--port", "0", NORMSCOPE_MODEL_REPOSITORY=str(small_repository.folder)) as started:
         url = read_until(started, r"running on (http://[\d.]+:\d+)")[1]
         assert httpx.get(f"{url}/livez").status_code == 200
         started.send_signal(number)
+        assert started.wait(30) == 0
+
+
+def test_accepted_requests_are_answered_after_the_signal(small_repository: SmallRepository) -> None:
+    """A request whose body is still on its way when SIGTERM comes is answered; only then the process ends, with 0."""
+    with process("--port", "0", NORMSCOPE_MODEL_REPOSITORY=str(small_repository.folder)) as started:
+        url = read_until(started, r"running on (http://[\d.]+:\d+)")[1]
+        read_until(started, r"vision/1 is ready")
+
+        def body() -> Iterator[bytes]:
+            yield b'{"inputs": '
+            started.send_signal(signal.SIGTERM)
+            read_until(started, "Shutting down")
+            yield b'"hello"}'
+
+        answer = httpx.post(
+            f"{url}/v1/models/text/predict", content=body(), headers={"Content-Type": "application/json"}, timeout=30
+        )
+        assert answer.status_code == 200
         assert started.wait(30) == 0
 
 

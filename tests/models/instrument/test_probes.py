@@ -131,6 +131,10 @@ _NOT_RESIDUAL: dict[str, tuple[list[onnx.NodeProto], Mapping[str, tuple[int, ...
         [node("Cast", "b", "c", to=TensorProto.FLOAT), node("Conv", "x w", "f"), node("Add", "f c", "y")],
         _CONV | {"b": (1, 4, 1, 1)},
     ),
+    "bias in another shape": (
+        [node("Reshape", "b4 shape", "r"), node("Conv", "x w", "f"), node("Add", "f r", "y")],
+        _CONV | {"b4": (4,), "shape": (4,)},
+    ),
     "tanh form of GELU": (
         [
             node("Conv", "x w", "u"),

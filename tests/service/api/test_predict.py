@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import tempfile
 from typing import Any
 
 import httpx
@@ -140,6 +141,9 @@ _WRONG: dict[str, tuple[int, str, str, str, str, bytes]] = {
     "empty text": (422, "invalid_input", "text", "", _JSON, b'{"inputs": ""}'),
     "number instead of text": (422, "invalid_request", "text", "", _JSON, b'{"inputs": [3]}'),
     "null instead of text": (422, "invalid_request", "text", "", _JSON, b'{"inputs": null}'),
+    "deeply nested input": (422, "invalid_request", "text", "", _JSON, b'{"inputs": [' + b"[" * 900 + b"]" * 900 + b"]}"),
+    "text of invisible characters": (422, "invalid_input", "text", "", _JSON, '{"inputs": "\u200b"}'.encode()),
+    "one unknown layer among known": (404, "unknown_layer", "text", "?layers=embedding_norm,zzz", _JSON, b'{"inputs": "a"}'),
     "not base64": (422, "invalid_request", "vision", "", _JSON, b'{"inputs": "***"}'),
     "base64 of no image": (422, "unsupported_format", "vision", "", _JSON, b'{"inputs": "aGVsbG8="}'),
     "too many inputs": (422, "invalid_request", "text", "", _JSON, json.dumps({"inputs": ["a"] * 33}).encode()),
@@ -176,6 +180,19 @@ def test_wrong_parts_of_a_form(client: httpx.Client) -> None:
     assert "other" in _error(client.post(url, files={"other": ("a.png", image())}))["message"]
     field = client.post(url, files={"image": (None, "text")})
     assert (field.status_code, _error(field)["limit"]) == (422, "a file")
+
+
+def test_large_parts_stay_in_memory(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part of five megabytes never touches a disk, which may be read-only."""
+
+    def roll_over(file: object) -> None:
+        raise OSError("Read-only file system")
+
+    monkeypatch.setattr(tempfile.SpooledTemporaryFile, "rollover", roll_over)
+    data = image("BMP", size=(1500, 1200))
+    assert len(data) > 5_000_000
+    answer = client.post("/v1/models/vision/predict", files={"image": ("large.bmp", data)})
+    assert answer.status_code == 200
 
 
 def test_unknown_route_and_method(client: httpx.Client) -> None:
