@@ -59,8 +59,8 @@ class Recipe:
     parity_shapes: Sequence[tuple[int, int]]
 
 
-# ResNet-50 on Imagenette: small images first, where an epoch costs a fraction; served one size larger than the last epochs, because
-# random crops show objects larger than the whole photo does (Touvron et al. 2019, arXiv:1906.06423).
+# ResNet-50 on Imagenette: small images first, where an epoch costs a fraction. Served at the size of the last epochs, the best on
+# the selection photos: 80.8 % at 96 px, 76.5 at 112, 78.0 at 128, 71.0 at 144.
 _RESNET_TRAINING = TrainingConfig(
     phases=(Phase(10, 48), Phase(6, 64), Phase(3, 96)),
     batch_size=64,
@@ -68,7 +68,7 @@ _RESNET_TRAINING = TrainingConfig(
     weight_decay=0.05,
     channels_last=True,
 )
-_RESNET_PREPROCESSING = ImagePreprocessing(resize=128, crop=128)
+_RESNET_PREPROCESSING = ImagePreprocessing(resize=96, crop=96)
 
 
 def _resnet_material(archive: Path | None, tokenizer: Tokenizer | None) -> Material:
@@ -81,12 +81,13 @@ def _resnet_material(archive: Path | None, tokenizer: Tokenizer | None) -> Mater
 _VOCABULARY = 6000
 _MAX_LENGTH = 64
 _ENCODER_TRAINING = TrainingConfig(
-    phases=(Phase(30),),
+    phases=(Phase(20),),
     batch_size=64,
     peak_lr=2e-3,
     weight_decay=0.05,
     warmup=0.15,
     clip_norm=1.0,
+    consistency=1.0,
     precision="fp32",
 )
 
@@ -120,7 +121,7 @@ RECIPES = {
             material=_resnet_material,
             network=lambda classes, vocabulary: ResNet(resnet_config(50, classes=classes)),
             example=lambda batch, size: (torch.randn(batch, 3, size, size),),
-            parity_shapes=((5, 128), (1, 128), (1, 224), (2, 64)),
+            parity_shapes=((5, 96), (1, 96), (1, 224), (2, 64)),
         ),
         Recipe(
             name="encoder",

@@ -19,7 +19,7 @@ Floats = NDArray[np.float64]
 Activations = NDArray[np.floating]
 
 _SAFE_MAGNITUDE = 1e15  # squares of larger, or of smaller reciprocals, leave the range of float32 sums
-_BLOCK_ELEMENTS = 1 << 16  # of float32, so that what is read six times lies in the cache
+_BLOCK_ELEMENTS = 1 << 18  # larger blocks leave the cache, smaller ones cost more in calls than in elements
 
 
 @dataclass(frozen=True)

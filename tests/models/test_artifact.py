@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from models.artifact import MANIFEST, MODEL, Artifact, ArtifactError, Layer, load_artifact, write_manifest
+from models.artifact import MANIFEST, MODEL, Artifact, ArtifactError, Layer, TensorSpec, load_artifact, write_manifest
 from models.instrument.probes import Probe
 from models.preprocessing import ImagePreprocessing, TextPreprocessing
 from tests.networks import draft_manifest
@@ -34,7 +34,9 @@ def written(tmp_path: Path) -> Artifact:
     for name in (MODEL, "tokenizer.json", "README.md"):
         (folder / name).write_bytes(f"content of {name}".encode())
     manifest = draft_manifest(folder, labels=["yes", "no"], preprocessing=TextPreprocessing(max_length=8))
-    complete = manifest.model_copy(update={"layers": [_LAYER]})
+    ids, mask = (TensorSpec(name=name, dtype="int64", shape=["batch", "length"]) for name in ("input_ids", "attention_mask"))
+    logits = TensorSpec(name="logits", dtype="float32", shape=["batch", 2])
+    complete = manifest.model_copy(update={"layers": [_LAYER], "inputs": [ids, mask], "outputs": [logits]})
     return write_manifest(folder, complete, [MODEL, "tokenizer.json", "README.md"])
 
 
@@ -63,7 +65,9 @@ def test_what_was_written_is_loaded(written: Artifact) -> None:
 
 def test_an_image_manifest_is_told_by_its_kind(written: Artifact) -> None:
     """The preprocessing of images is read as such."""
-    _change(written.folder, preprocessing=ImagePreprocessing(resize=146, crop=128).model_dump(mode="json"))
+    image = {"name": "image", "dtype": "float32", "shape": ["batch", 3, "height", "width"]}
+    preprocessing = ImagePreprocessing(resize=146, crop=128).model_dump(mode="json")
+    _change(written.folder, task="image-classification", inputs=[image], preprocessing=preprocessing)
     assert load_artifact(written.folder).manifest.preprocessing == ImagePreprocessing(resize=146, crop=128)
 
 
@@ -163,3 +167,19 @@ def test_an_add_has_no_parameters() -> None:
     layer = Layer.of(Probe("add", "residual_add", sides, ["batch", "length", 16], channel_axis=2), mask="attention_mask")
     assert (layer.gamma, layer.beta, layer.epsilon) == (None, None, None)
     assert (layer.tensors, layer.mask) == (sides, "attention_mask")
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"labels": ["yes"]}, "1 labels do not fit an output of 2 classes"),
+        ({"task": "image-classification"}, "does not fit preprocessing of kind text"),
+        ({"inputs": []}, "0 inputs"),
+        ({"preprocessing": {"kind": "text", "tokenizer": "other.json", "max_length": 8}}, "does not list the tokenizer other.json"),
+        ({"preprocessing": {"kind": "text", "tokenizer": "../tokenizer.json", "max_length": 8}}, "preprocessing"),
+    ],
+)
+def test_contradictions_are_named(written: Artifact, fields: dict[str, Any], expected: str) -> None:
+    """A manifest whose parts do not fit together is refused before anything is served."""
+    _change(written.folder, **fields)
+    assert expected in _error(written.folder)

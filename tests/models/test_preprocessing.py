@@ -13,6 +13,7 @@ from PIL import Image
 from pydantic import ValidationError
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
+from models.data.clinc150 import train_tokenizer
 from models.preprocessing import (
     DEFAULT_MAX_PIXELS,
     IMAGE_FORMATS,
@@ -240,14 +241,14 @@ def test_broken_bytes_raise_nothing_else(image_format: str) -> None:
 def test_too_many_pixels_are_refused_by_the_header() -> None:
     """A file of a few bytes that claims 9000 x 9000 pixels is answered without decoding; the error carries both numbers."""
     bomb = _png(9000, 9000, 8, 2, b"never decoded")
-    with pytest.raises(InvalidInputError, match="too many pixels; send a smaller image") as caught:
+    with pytest.raises(InvalidInputError, match="9000 x 9000 pixels; send a smaller image") as caught:
         decode_image(bomb)
     assert (caught.value.value, caught.value.limit, caught.value.remedy) == (81_000_000, DEFAULT_MAX_PIXELS, "send a smaller image")
 
 
 def test_absurdly_many_pixels_are_refused_alike() -> None:
-    """Where Pillow refuses first, the error is ours all the same."""
-    with pytest.raises(InvalidInputError, match="too many pixels") as caught:
+    """Beyond Pillow's own limits too, the error is ours and names the pixels."""
+    with pytest.raises(InvalidInputError, match="60000 x 60000 pixels") as caught:
         decode_image(_png(60_000, 60_000, 8, 2, b"never decoded"))
     assert caught.value.limit == DEFAULT_MAX_PIXELS
 
@@ -374,7 +375,6 @@ def _tokenizer() -> Tokenizer:
         ("what is my balance", 4, [2, 3, 4, 5], True),
         ("what is my balance", 1, [2], True),
         ("what is love", 8, [2, 3, 4, 1], False),
-        ("", 8, [2], False),
     ],
 )
 def test_text_is_cut_and_the_cut_is_told(text: str, max_length: int, expected: list[int], truncated: bool) -> None:
@@ -382,6 +382,20 @@ def test_text_is_cut_and_the_cut_is_told(text: str, max_length: int, expected: l
     ids, was_cut = encode_text(_tokenizer(), text, max_length)
     assert (ids.tolist(), was_cut) == (expected, truncated)
     assert ids.dtype == np.int64
+
+
+@pytest.mark.parametrize("text", ["", "  \n", "\u200b"])
+def test_text_without_a_token_is_refused(text: str) -> None:
+    """Nothing to read is an error, not a prediction about [CLS] alone."""
+    tokenizer = train_tokenizer(["what is my balance"], 50)
+    with pytest.raises(InvalidInputError, match="empty or blank"):
+        encode_text(tokenizer, text, 8)
+
+
+def test_text_far_beyond_the_limit_is_not_even_tokenized() -> None:
+    """A megabyte of text is cut before tokenizing, and told to be cut even where its head is one long word."""
+    ids, was_cut = encode_text(_tokenizer(), "a" * 1_000_000, 8)
+    assert (ids.tolist(), was_cut) == ([2, 1], True)
 
 
 def test_the_tokenizer_of_an_artifact_neither_cuts_nor_pads(tmp_path: Path) -> None:
