@@ -8,13 +8,13 @@
 It must not know torch or HTTP.
 """
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
+from models.checksum import sha256_of
 from models.instrument.graph import Dimension
 from models.instrument.probes import Probe, ProbeKind
 from models.preprocessing import ImagePreprocessing, TextPreprocessing
@@ -190,7 +190,6 @@ def write_manifest(folder: Path, manifest: Manifest, names: list[str]) -> Artifa
 
 def _sha256(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of(path)
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read ({error}); the manifest lists it, restore the file") from error

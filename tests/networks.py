@@ -14,9 +14,10 @@ from models.architectures.resnet import BasicBlock, Bottleneck, ResNet, ResNetCo
 from models.architectures.transformer import TransformerClassifier, TransformerConfig
 from models.artifact import Artifact, Manifest, Provenance
 from models.data.clinc150 import train_tokenizer
-from models.export import IMAGE_SIGNATURE, TEXT_SIGNATURE
+from models.export import IMAGE_SIGNATURE, TEXT_SIGNATURE, load_weights
 from models.package import finish, write_model
 from models.preprocessing import ImagePreprocessing, TextPreprocessing
+from models.recipes import RECIPES
 
 IMAGE_LABELS = ["tench", "church", "golf ball"]
 TEXT_LABELS = ["balance", "greeting", "weather"]
@@ -105,6 +106,16 @@ def write_small_repository(root: Path) -> tuple[ResNet, TransformerClassifier]:
     for artifact in written:
         finish(artifact.folder, artifact.manifest)
     return resnet, encoder
+
+
+def network_of(artifact: Artifact) -> nn.Module:
+    """The torch network with the weights of an artifact."""
+    recipe, rows = RECIPES[artifact.manifest.name], 0
+    if isinstance(artifact.manifest.preprocessing, TextPreprocessing):
+        rows = artifact.manifest.preprocessing.load_tokenizer(artifact.folder).get_vocab_size()
+    network = recipe.network(len(artifact.manifest.labels), rows)
+    load_weights(network, artifact.model_path)
+    return network.eval()
 
 
 @contextmanager

@@ -1,9 +1,11 @@
 """The statistics of a tensor by their definitions in float64, and the tolerances within which the service must agree."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 
 def expected_side(tensor: NDArray[Any]) -> dict[str, float]:
@@ -46,3 +48,15 @@ def assert_pair(actual: dict[str, Any], identity: NDArray[Any], residual: NDArra
     cosine = f @ x / (np.linalg.norm(f) * np.linalg.norm(x))
     assert abs(actual["residual_ratio"] - ratio) <= 1e-4 * ratio, f"{where}: {actual['residual_ratio']} instead of {ratio}"
     assert abs(actual["cosine"] - cosine) <= 1e-4, f"{where}: {actual['cosine']} instead of {cosine}"
+
+
+def assert_layers(layers: list[dict[str, Any]], recorded: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """`layers` of one prediction are the recorded ones, each with all its sides: layer -> side -> tensor."""
+    assert {layer["layer"] for layer in layers} == set(recorded)
+    for layer in layers:
+        name = layer["layer"]
+        sides = {side: tensor.numpy() for side, tensor in recorded[name].items()}
+        for side, tensor in sides.items():
+            assert_side(layer[side], tensor, f"{name}.{side}")
+        if layer["kind"] == "residual_add":
+            assert_pair(layer, sides["identity"], sides["residual"], name)

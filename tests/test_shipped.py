@@ -7,6 +7,7 @@ import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -15,16 +16,14 @@ import torch
 from PIL import Image
 from torch import nn
 
-from models.artifact import Artifact, load_artifact
+from models.artifact import load_artifact
 from models.data import clinc150, imagenette
 from models.evaluation import evaluate
-from models.export import load_weights
 from models.preprocessing import ImagePreprocessing, TextPreprocessing, decode_image, encode_text, pad_tokens
-from models.recipes import RECIPES
 from service.settings import Settings
 from tests.conftest import SHIPPED, running_server
-from tests.networks import recorded_sides
-from tests.oracle import assert_pair, assert_side
+from tests.networks import network_of, recorded_sides
+from tests.oracle import assert_layers
 
 _SENTENCES = ["how much money is left on my account", "is it going to rain in boston tomorrow afternoon or not", "hi"]
 _ARCHIVES = {"resnet50": "NORMSCOPE_IMAGENETTE", "encoder": "NORMSCOPE_CLINC150"}
@@ -45,30 +44,11 @@ def shipped() -> Iterator[httpx.Client]:
         yield client
 
 
-def network_of(artifact: Artifact) -> nn.Module:
-    """The torch network with the weights of an artifact."""
-    recipe, rows = RECIPES[artifact.manifest.name], 0
-    if isinstance(artifact.manifest.preprocessing, TextPreprocessing):
-        rows = artifact.manifest.preprocessing.load_tokenizer(artifact.folder).get_vocab_size()
-    network = recipe.network(len(artifact.manifest.labels), rows)
-    load_weights(network, artifact.model_path)
-    return network.eval()
-
-
-def assert_layers_agree(layers: list[dict[str, object]], network: nn.Module, *inputs: torch.Tensor) -> None:
+def assert_layers_agree(layers: list[dict[str, Any]], network: nn.Module, *inputs: torch.Tensor) -> None:
     """Every side of every layer is that of the activations that torch computes."""
     with torch.no_grad(), recorded_sides(network) as recorded:
         network(*inputs)
-    assert {layer["layer"] for layer in layers} == set(recorded)
-    for layer in layers:
-        name = str(layer["layer"])
-        sides = {side: tensor.numpy() for side, tensor in recorded[name].items()}
-        for side, tensor in sides.items():
-            described = layer[side]
-            assert isinstance(described, dict)
-            assert_side(described, tensor, f"{name}.{side}")
-        if layer["kind"] == "residual_add":
-            assert_pair(layer, sides["identity"], sides["residual"], name)
+    assert_layers(layers, recorded)
 
 
 def assert_photo_agrees(client: httpx.Client, data: bytes) -> None:

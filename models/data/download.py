@@ -3,7 +3,6 @@
 Resumes, and never leaves a half file under the final name.
 """
 
-import hashlib
 import http.client
 import urllib.error
 import urllib.request
@@ -11,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
+
+from models.checksum import sha256_of
 
 CACHE_DIR = Path.home() / ".cache" / "normscope"
 _CHUNK_BYTES = 1 << 20
@@ -31,12 +32,6 @@ class OfficialArchive:
     @property
     def file_name(self) -> str:
         return self.url.rsplit("/", 1)[-1]
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file as 64 hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fetch(archive: OfficialArchive, folder: Path = CACHE_DIR) -> Path:

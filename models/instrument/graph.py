@@ -25,8 +25,6 @@ class Graph:
     def __init__(self, model: onnx.ModelProto) -> None:
         self.nodes: Sequence[onnx.NodeProto] = list(model.graph.node)
         self._positions = {name: i for i, node in enumerate(self.nodes) for name in node.output}
-        self.inputs = [value.name for value in model.graph.input]
-        self.outputs = [value.name for value in model.graph.output]
         self._initializers = {tensor.name: tensor for tensor in model.graph.initializer}
         self._producers = {name: node for node in self.nodes for name in node.output if name}
         self._constant: dict[str, bool] = {}

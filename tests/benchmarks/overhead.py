@@ -27,12 +27,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from models.artifact import Artifact, load_artifact, write_manifest
-from models.export import load_weights
 from models.preprocessing import ImagePreprocessing
-from models.recipes import RECIPES
 from service.engine.session import Feed, Session
 from service.engine.threads import available_cpus
 from service.statistics.layers import SideLayout, batch_statistics
+from tests.networks import network_of
 
 _SHIPPED = Path(__file__).parent.parent.parent / "models" / "artifacts"
 _THREADS = available_cpus()
@@ -47,17 +46,6 @@ def at_224(artifact: Artifact, folder: Path) -> Artifact:
     shutil.copytree(artifact.folder, target)
     manifest = artifact.manifest.model_copy(update={"preprocessing": ImagePreprocessing(resize=224, crop=224)})
     return write_manifest(target, manifest, list(manifest.files))
-
-
-def network_of(artifact: Artifact) -> nn.Module:
-    """The torch network with the weights of the artifact."""
-    recipe = RECIPES[artifact.manifest.name]
-    rows = 0
-    if not isinstance(recipe.preprocessing, ImagePreprocessing):
-        rows = recipe.preprocessing.load_tokenizer(artifact.folder).get_vocab_size()
-    network = recipe.network(len(artifact.manifest.labels), rows)
-    load_weights(network, artifact.model_path)
-    return network.eval()
 
 
 def with_hooks(network: nn.Module, inputs: list[Tensor]) -> Callable[[], object]:

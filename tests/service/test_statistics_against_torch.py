@@ -1,7 +1,6 @@
 """The statistics that the service returns are those of the activations that torch computes with the same weights."""
 
 import io
-from typing import Any
 
 import httpx
 import numpy as np
@@ -13,9 +12,7 @@ from models.artifact import load_artifact
 from models.preprocessing import TextPreprocessing, decode_image, encode_text, pad_tokens
 from tests.conftest import SmallRepository
 from tests.networks import SENTENCES, recorded_sides
-from tests.oracle import assert_pair, assert_side
-
-_RESIDUAL_ADD = "residual_add"
+from tests.oracle import assert_layers
 
 
 def photo(seed: int, size: tuple[int, int] = (90, 70)) -> bytes:
@@ -24,16 +21,6 @@ def photo(seed: int, size: tuple[int, int] = (90, 70)) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(small).resize(size, Image.Resampling.BICUBIC).save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def _assert_layers(layers: list[dict[str, Any]], recorded: dict[str, dict[str, np.ndarray]]) -> None:
-    assert {layer["layer"] for layer in layers} == set(recorded)
-    for layer in layers:
-        sides = recorded[layer["layer"]]
-        for side, tensor in sides.items():
-            assert_side(layer[side], tensor, f"{layer['layer']}.{side}")
-        if layer["kind"] == _RESIDUAL_ADD:
-            assert_pair(layer, sides["identity"], sides["residual"], layer["layer"])
 
 
 def test_every_layer_of_the_image_model(client: httpx.Client, small_repository: SmallRepository) -> None:
@@ -48,7 +35,7 @@ def test_every_layer_of_the_image_model(client: httpx.Client, small_repository: 
         x = torch.from_numpy(preprocessing.apply(decode_image(data)))[None]
         with torch.no_grad(), recorded_sides(small_repository.resnet) as recorded:
             scores = small_repository.resnet(x).softmax(-1)[0]
-        _assert_layers(prediction["layers"], {name: {s: t.numpy() for s, t in sides.items()} for name, sides in recorded.items()})
+        assert_layers(prediction["layers"], recorded)
         assert prediction["labels"][0]["score"] == pytest.approx(scores.max().item(), abs=1e-4)
 
 
@@ -63,7 +50,7 @@ def test_every_layer_of_the_text_model_without_its_padding(client: httpx.Client,
         ids, mask = pad_tokens([encode_text(tokenizer, text, 24)[0]])
         with torch.no_grad(), recorded_sides(small_repository.encoder) as recorded:
             small_repository.encoder(torch.from_numpy(ids), torch.from_numpy(mask))
-        _assert_layers(prediction["layers"], {name: {s: t.numpy() for s, t in sides.items()} for name, sides in recorded.items()})
+        assert_layers(prediction["layers"], recorded)
 
 
 def test_channels_add_up_to_the_summary(client: httpx.Client, small_repository: SmallRepository) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from models.data.download import DownloadError, OfficialArchive, fetch, sha256_of
+from models.checksum import sha256_of
+from models.data.download import DownloadError, OfficialArchive, fetch
 
 _CONTENT = bytes(range(256)) * 1024
 _HALF = len(_CONTENT) // 2
