@@ -5,6 +5,7 @@ for or against vanishing gradients. The run continues exactly from `checkpoint.p
 random state.
 """
 
+import bisect
 import json
 import math
 import random
@@ -53,7 +54,9 @@ class TrainingConfig:
     Kullback-Leibler divergence of both outcomes (R-Drop, Liang et al. 2021, arXiv:2106.14448, equations 1 to 4).
 
     The learning rate is Smith's one cycle (arXiv:1708.07120) with cosine flanks: up to `peak_lr` over `warmup` of all steps, then
-    down to zero. Weight decay is decoupled (AdamW, arXiv:1711.05101) and spares vectors (biases, gamma, beta).
+    down to zero. After each of `restarts`, a number of epochs, another cycle begins whose peak is `restart_decay` times the last
+    (warm restarts, Loshchilov and Hutter, arXiv:1608.03983). Weight decay is decoupled (AdamW, arXiv:1711.05101) and spares
+    vectors (biases, gamma, beta).
     """
 
     phases: tuple[Phase, ...]
@@ -61,6 +64,8 @@ class TrainingConfig:
     peak_lr: float = 3e-3
     weight_decay: float = 0.05
     warmup: float = 0.25
+    restarts: tuple[int, ...] = ()
+    restart_decay: float = 1.0
     label_smoothing: float = 0.1
     clip_norm: float = 0.0  # 0: no clipping
     consistency: float = 0.0  # 0: every batch runs once
@@ -80,11 +85,14 @@ class TrainingConfig:
             epoch -= phase.epochs
         return self.phases[-1].size
 
-    def learning_rate(self, progress: float) -> float:
-        """The learning rate after `progress` (0..1) of all steps."""
+    def learning_rate(self, epochs: float) -> float:
+        """The learning rate after so many `epochs`, 0 to all of them, whole or not."""
+        cycle = bisect.bisect_right(self.restarts, epochs)
+        start, end = (0, *self.restarts)[cycle], (*self.restarts, self.epochs)[cycle]
+        progress, peak = (epochs - start) / (end - start), self.peak_lr * self.restart_decay**cycle
         if progress < self.warmup:
-            return self.peak_lr * (0.04 + 0.96 * (1 - math.cos(math.pi * progress / self.warmup)) / 2)
-        return self.peak_lr * (1 + math.cos(math.pi * (progress - self.warmup) / (1 - self.warmup))) / 2
+            return peak * (0.04 + 0.96 * (1 - math.cos(math.pi * progress / self.warmup)) / 2)
+        return peak * (1 + math.cos(math.pi * (progress - self.warmup) / (1 - self.warmup))) / 2
 
 
 def choose_precision(precision: Precision, device: torch.device) -> torch.dtype:
@@ -191,7 +199,7 @@ class Trainer:
         average = get_ema_multi_avg_fn(config.ema_decay)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self.averaged = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
         self.optimizer = torch.optim.AdamW(
-            _parameter_groups(self.model, config.weight_decay), lr=config.peak_lr, betas=(0.9, 0.99), eps=1e-6
+            _parameter_groups(self.model, config.weight_decay), lr=config.peak_lr, betas=(0.9, 0.99), eps=1e-6, fused=True
         )
         self.records: list[dict[str, Any]] = []
         if len(data) < config.batch_size:
@@ -271,7 +279,7 @@ class Trainer:
             mininterval=2,
         )
         for step, (inputs, labels) in enumerate(bar):
-            rate = config.learning_rate((self.epoch * steps + step) / (config.epochs * steps))
+            rate = config.learning_rate(self.epoch + step / steps)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             loss, hits = self._step(inputs, torch.from_numpy(labels).to(self.device), parameters, norms)

@@ -108,7 +108,7 @@ def test_metrics_tell_the_learning_rate_of_the_schedule(tmp_path: Path) -> None:
     trainer = _trainer(tmp_path)
     trainer.run()
     steps = 104 // 16
-    expected = [_CONFIG.learning_rate((epoch * steps - 1) / (4 * steps)) for epoch in (1, 2, 3, 4)]
+    expected = [_CONFIG.learning_rate(epoch - 1 / steps) for epoch in (1, 2, 3, 4)]
     assert [record["learning_rate"] for record in _metrics(tmp_path)] == pytest.approx(expected)
     assert [group["lr"] for group in trainer.optimizer.param_groups] == pytest.approx([expected[-1]] * 2)
 
@@ -332,12 +332,12 @@ def test_gradient_norms_name_parameters_of_the_network_itself() -> None:
 
 def test_the_learning_rate_goes_up_to_its_peak_and_down_to_zero() -> None:
     """4 % of the peak at the start, the peak at the end of the warm-up, 0 at the end; monotonic and without a jump."""
-    config = replace(_CONFIG, peak_lr=0.5, warmup=0.3)
+    config = replace(_CONFIG, phases=(Phase(1),), peak_lr=0.5, warmup=0.3)
     assert config.learning_rate(0) == pytest.approx(0.02)
     assert config.learning_rate(0.3) == pytest.approx(0.5)
     assert config.learning_rate(0.65) == pytest.approx(0.25)
     assert config.learning_rate(1) == pytest.approx(0)
-    rates = np.array([config.learning_rate(progress) for progress in np.linspace(0, 1, 1001)])
+    rates = np.array([config.learning_rate(epochs) for epochs in np.linspace(0, 1, 1001)])
     assert (np.diff(rates[:301]) > 0).all()
     assert (np.diff(rates[300:]) < 0).all()
     assert abs(np.diff(rates)).max() < 0.005
@@ -346,9 +346,19 @@ def test_the_learning_rate_goes_up_to_its_peak_and_down_to_zero() -> None:
 
 def test_without_warm_up_the_learning_rate_begins_at_its_peak() -> None:
     """No division by zero."""
-    config = replace(_CONFIG, peak_lr=0.5, warmup=0.0)
+    config = replace(_CONFIG, phases=(Phase(1),), peak_lr=0.5, warmup=0.0)
     assert config.learning_rate(0) == pytest.approx(0.5)
     assert config.learning_rate(1) == pytest.approx(0)
+
+
+def test_a_restart_begins_a_cycle_with_a_lower_peak() -> None:
+    """Epochs before it and after it are a cycle each, with a warm-up of its own and zero at its end."""
+    config = replace(_CONFIG, phases=(Phase(4), Phase(2)), peak_lr=0.5, warmup=0.5, restarts=(4,), restart_decay=0.6)
+    assert config.learning_rate(2) == pytest.approx(0.5)
+    assert config.learning_rate(4 - 1e-9) == pytest.approx(0)
+    assert config.learning_rate(4) == pytest.approx(0.04 * 0.3)
+    assert config.learning_rate(5) == pytest.approx(0.3)
+    assert config.learning_rate(6) == pytest.approx(0)
 
 
 def test_sizes_follow_the_phases() -> None:
