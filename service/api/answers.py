@@ -2,6 +2,7 @@
 
 import logging
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
@@ -12,10 +13,27 @@ from starlette.requests import ClientDisconnect
 
 from models.preprocessing import InvalidInputError
 from service.api.schemas import ErrorAnswer, ErrorDetail
-from service.errors import STATUSES, NotReadyError, OverloadedError, ServiceError
+from service.errors import (
+    OIP_STATUSES,
+    STATUSES,
+    BodyTooLargeError,
+    NotReadyError,
+    OverloadedError,
+    ServiceError,
+    SlowRequestError,
+    UnauthorizedError,
+)
 
 _log = logging.getLogger("normscope")
-_RETRY_AFTER_S = 1
+_RETRY_AFTER = {"Retry-After": "1"}  # seconds
+_CLOSE = {"Connection": "close"}  # what is left of the body would be read as the next request
+_HEADERS: Mapping[type[Exception], Mapping[str, str]] = {
+    OverloadedError: _RETRY_AFTER,
+    NotReadyError: _RETRY_AFTER,
+    BodyTooLargeError: _CLOSE,
+    SlowRequestError: _CLOSE,
+    UnauthorizedError: {"WWW-Authenticate": "Bearer"},
+}
 
 
 def json_answer(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -28,8 +46,24 @@ def documented_errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": ErrorAnswer} for status in statuses}
 
 
-def _error(status: int, detail: ErrorDetail, headers: dict[str, str] | None = None) -> Response:
-    return json_answer(ErrorAnswer(error=detail).model_dump(mode="json"), status, headers)
+def speaks_oip(path: str) -> bool:
+    """Whether a path belongs to the Open Inference Protocol, whose errors are a text."""
+    return path == "/v2" or path.startswith("/v2/")
+
+
+def error_answer(path: str, error: ServiceError | InvalidInputError) -> Response:
+    """A known error as the part of the API that `path` belongs to tells it: statuses, shape and headers."""
+    statuses = OIP_STATUSES if speaks_oip(path) else STATUSES
+    status = next(statuses[kind] for kind in type(error).__mro__ if kind in statuses)
+    value = error.value if len(str(error.value)) <= 200 else str(error.value)[:200] + "..."
+    detail = ErrorDetail(code=_code(error), message=str(error), value=value, limit=error.limit, remedy=error.remedy)
+    headers = next((headers for kind, headers in _HEADERS.items() if isinstance(error, kind)), None)
+    return _error(path, status, detail, headers)
+
+
+def _error(path: str, status: int, detail: ErrorDetail, headers: Mapping[str, str] | None = None) -> Response:
+    content = {"error": detail.message} if speaks_oip(path) else ErrorAnswer(error=detail).model_dump(mode="json")
+    return json_answer(content, status, dict(headers or {}))
 
 
 def _code(error: Exception) -> str:
@@ -39,11 +73,7 @@ def _code(error: Exception) -> str:
 
 async def _known_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, (ServiceError, InvalidInputError))  # registered for these alone
-    status = next(STATUSES[kind] for kind in type(error).__mro__ if kind in STATUSES)
-    headers = {"Retry-After": str(_RETRY_AFTER_S)} if isinstance(error, (OverloadedError, NotReadyError)) else None
-    value = error.value if len(str(error.value)) <= 200 else str(error.value)[:200] + "..."
-    detail = ErrorDetail(code=_code(error), message=str(error), value=value, limit=error.limit, remedy=error.remedy)
-    return _error(status, detail, headers)
+    return error_answer(request.scope["path"], error)
 
 
 async def _invalid_parameter(request: Request, error: Exception) -> Response:
@@ -57,7 +87,7 @@ async def _invalid_parameter(request: Request, error: Exception) -> Response:
         limit=first["msg"],
         remedy=f"correct {name}; see /docs",
     )
-    return _error(422, detail)
+    return _error(request.scope["path"], 400 if speaks_oip(request.scope["path"]) else 422, detail)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
@@ -65,21 +95,21 @@ async def _http_error(request: Request, error: Exception) -> Response:
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
     detail = ErrorDetail(
         code=code,
-        message=f"{request.method} {request.url.path}: {error.detail}",
-        value=request.url.path,
+        message=f"{request.method} {request.scope['path']}: {error.detail}",
+        value=request.scope["path"],
         remedy="see /docs for the routes and their methods",
     )
-    return _error(error.status_code, detail, dict(error.headers) if error.headers else None)
+    return _error(request.scope["path"], error.status_code, detail, error.headers)
 
 
 async def _unexpected(request: Request, error: Exception) -> Response:
-    _log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    _log.error("%s %s failed", request.method, request.scope["path"], exc_info=error)
     detail = ErrorDetail(
         code="internal",
         message="the service failed; this is a fault of ours",
         remedy="report it with the log of the service",
     )
-    return _error(500, detail)
+    return _error(request.scope["path"], 500, detail)
 
 
 async def _gone(request: Request, error: Exception) -> Response:
@@ -93,4 +123,6 @@ def add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _invalid_parameter)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(ClientDisconnect, _gone)
+    # twice: within the routes, so that every middleware sees the answer; and outside, for a fault of a middleware
+    app.add_exception_handler(BaseException, _unexpected)  # type: ignore[arg-type]  # Exception alone means outside
     app.add_exception_handler(Exception, _unexpected)
