@@ -8,6 +8,7 @@
 It must not know torch or HTTP.
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -23,8 +24,15 @@ MANIFEST = "manifest.json"
 MODEL = "model.onnx"
 CARD = "README.md"
 
-PlainName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+_PLAIN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+_MAX_NAME_LENGTH = 100
+PlainName = Annotated[str, StringConstraints(pattern=_PLAIN_NAME, max_length=_MAX_NAME_LENGTH)]
 """A name that is one path component and can never leave its folder."""
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether a folder of this name can hold a model or a version: no path, no hidden file, nothing to escape."""
+    return len(name) <= _MAX_NAME_LENGTH and re.fullmatch(_PLAIN_NAME, name) is not None
 
 
 class ArtifactError(ValueError):

@@ -13,48 +13,93 @@ class ServiceError(Exception):
         self.value, self.limit, self.remedy = value, limit, remedy
 
 
+class UnauthorizedError(ServiceError):
+    """No API key, or one that is not known."""
+
+
+class ForbiddenError(ServiceError):
+    """The API key does not open this route."""
+
+
 class UnknownModelError(ServiceError):
-    """No model of this name is served."""
+    """No model or version of this name is served."""
 
 
 class UnknownLayerError(ServiceError):
     """No layer of the model matches the pattern."""
 
 
-class UnsupportedMediaTypeError(ServiceError):
-    """The Content-Type is none that the model reads."""
-
-
-class InvalidRequestError(ServiceError):
-    """The body or a parameter is not what the endpoint takes."""
+class SlowRequestError(ServiceError):
+    """The body did not arrive in time."""
 
 
 class BodyTooLargeError(ServiceError):
     """The body is larger than the limit."""
 
 
+class UnsupportedMediaTypeError(ServiceError):
+    """The Content-Type or Content-Encoding is none that the endpoint reads."""
+
+
+class InvalidRequestError(ServiceError):
+    """The body or a parameter is not what the endpoint takes."""
+
+
 class TooManyValuesError(ServiceError):
     """The answer would hold more statistics than the limit."""
+
+
+class ModelRunError(ServiceError):
+    """The model cannot run on this input."""
+
+
+class LoadError(ServiceError):
+    """A model cannot be loaded; what served before goes on serving."""
+
+
+class ClientGoneError(ServiceError):
+    """The client closed the connection before the answer was ready; the work was dropped."""
 
 
 class OverloadedError(ServiceError):
     """The queue of the model is full."""
 
 
+class NotOfferedError(ServiceError):
+    """A part of a protocol that this server does not have."""
+
+
 class NotReadyError(ServiceError):
-    """The models are still being loaded, or could not be loaded."""
+    """The models are still being loaded, or could not be loaded, or the service is about to stop."""
+
+
+class DeadlineExceededError(ServiceError):
+    """The answer was not ready in time; the work was dropped."""
 
 
 STATUSES: Mapping[type[Exception], int] = {
+    UnauthorizedError: 401,
+    ForbiddenError: 403,
     UnknownModelError: 404,
     UnknownLayerError: 404,
+    SlowRequestError: 408,
     BodyTooLargeError: 413,
     UnsupportedMediaTypeError: 415,
     UnsupportedFormatError: 422,
     InvalidInputError: 422,
     InvalidRequestError: 422,
     TooManyValuesError: 422,
+    ModelRunError: 422,
+    LoadError: 422,
     OverloadedError: 429,
+    ClientGoneError: 499,
+    NotOfferedError: 501,
     NotReadyError: 503,
+    DeadlineExceededError: 504,
 }
-"""Exception -> HTTP status. The name of the class, in snake case and without `Error`, is the `code` of the answer."""
+"""Exception -> HTTP status under /v1. The class name, in snake case and without `Error`, is the `code` of the answer."""
+
+OIP_STATUSES: Mapping[type[Exception], int] = {
+    kind: 400 if status in (415, 422) else status for kind, status in STATUSES.items()
+} | {OverloadedError: 503}
+"""The same under /v2, where invalid input is 400 and a full queue 503, as in Triton."""

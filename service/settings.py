@@ -1,16 +1,24 @@
 """All settings of the service: environment variables `NORMSCOPE_...` or options of `python -m service`, read once, frozen."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BeforeValidator, Field, SecretStr
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from models.preprocessing import DEFAULT_MAX_PIXELS
 
 _SHIPPED = Path(__file__).resolve().parent.parent / "models" / "artifacts"
 
 Count = Annotated[int, Field(ge=1)]
+
+
+def _split(value: Any) -> Any:
+    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
+Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+Keys = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split)]
 
 
 class Settings(BaseSettings):
@@ -22,17 +30,37 @@ class Settings(BaseSettings):
 
     host: str = Field(default="127.0.0.1", description="address to listen on; 0.0.0.0 for all")
     port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    grpc_port: int | None = Field(default=None, ge=0, le=65535, description="port of gRPC, 0 takes a free one; unset: no gRPC")
     model_repository: Path = Field(default=_SHIPPED, description="folder of artifacts NAME/VERSION to serve")
+    watch: bool = Field(default=False, description="load, replace and unload models as the repository changes")
+    watch_interval_s: float = Field(default=5, gt=0, description="seconds between two looks at the repository")
+    provider: Literal["cpu", "cuda"] = Field(default="cpu", description="execution provider; cuda needs onnxruntime-gpu")
     threads: int = Field(default=0, ge=0, description="threads of a run; 0: as many as the CPU quota of the container")
-    max_body_bytes: Count = Field(default=20_000_000, description="largest body of a request")
+    max_body_bytes: Count = Field(default=20_000_000, description="largest body of a request, also after decompression")
+    max_header_bytes: Count = Field(default=65_536, description="largest head of a request: request line and headers")
+    header_timeout_s: float = Field(default=10, gt=0, description="seconds that a client has to send the head of a request")
+    body_timeout_s: float = Field(default=30, gt=0, description="seconds that a client has to send the body of a request")
     max_image_pixels: Count = Field(default=DEFAULT_MAX_PIXELS, description="largest image, width x height")
-    max_inputs: Count = Field(default=32, description="most photos or texts in one request")
-    max_batch_size: Count = Field(default=8, description="most inputs that run at once; bounds the memory of activations")
-    max_queue: Count = Field(default=64, description="most requests that wait for a model; one more is answered 429")
+    max_inputs: Count = Field(default=32, description="most photos, texts or rows of a tensor in one request")
+    max_batch_size: Count = Field(default=32, description="most inputs that run at once")
+    max_batch_elements: Count = Field(
+        default=8 * 3 * 224 * 224, description="most numbers in the inputs that run at once; bounds the memory of activations"
+    )
+    max_queue_delay_ms: float = Field(default=0, ge=0, description="milliseconds that a batch waits for more inputs; 0: never")
+    max_queue: Count = Field(default=128, description="most requests in hand for a model; one more is refused")
+    request_timeout_s: float = Field(default=60, gt=0, description="seconds until a request is given up, unless it asks for less")
     max_statistics_values: Count = Field(default=1_000_000, description="most statistics in one answer")
     traffic_statistics: bool = Field(
         default=True,
         description="count every request in the statistics over traffic; false runs those without statistics faster",
     )
-    shutdown_grace_s: Count = Field(default=30, description="seconds that accepted requests have to finish after SIGTERM")
+    api_keys: Keys = Field(default=(), description="keys, with commas, one of which every request must carry; empty: none is asked")
+    admin_api_keys: Keys = Field(default=(), description="keys that may also load and unload models; empty: any key may")
+    open_metrics: bool = Field(default=False, description="/metrics needs no key")
+    cors_origins: Names = Field(
+        default=(), description="origins, with commas, whose pages may call the API from a browser; * for all"
+    )
+    drain_delay_s: float = Field(default=0, ge=0, description="seconds to go on serving after SIGTERM, until routers have noticed")
+    shutdown_grace_s: Count = Field(default=30, description="seconds that accepted requests have to finish after that")
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="what is logged")
+    log_format: Literal["console", "json"] = Field(default="console", description="how it is logged")

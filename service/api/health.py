@@ -22,7 +22,7 @@ def ready(request: Request) -> Response:
     if repository.ready:
         return json_answer({"status": "ready", "reason": None})
     if repository.failures:
-        return json_answer({"status": "failed", "reason": "; ".join(repository.failures.values())}, 503)
+        return json_answer({"status": "failed", "reason": "; ".join(repository.failures)}, 503)
     return json_answer({"status": "loading", "reason": "the models are being loaded"}, 503)
 
 

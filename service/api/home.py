@@ -5,7 +5,6 @@ from html import escape
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse
 
-from service.engine.repository import Repository
 from service.state import State
 
 _PAGE = """<!doctype html>
@@ -45,24 +44,21 @@ _ROW = (
 router = APIRouter(include_in_schema=False)
 
 
-def _state(repository: Repository, name: str) -> str:
-    if name in repository.failures:
-        return "failed"
-    return "ready" if name in repository.ready_names else "loading"
-
-
 @router.get("/")
 def home(request: Request) -> HTMLResponse:
     """The page."""
     repository = State.of(request).repository
-    rows = [
-        _ROW.format(
-            name=escape(manifest.name),
-            version=escape(manifest.version),
-            task=escape(manifest.task),
-            state=_state(repository, manifest.name),
-            layers=len(manifest.layers),
+    manifests = {(manifest.name, manifest.version): manifest for manifest in repository.manifests}
+    rows = []
+    for entry in repository.index():
+        manifest = manifests.get((entry.name, entry.version))
+        rows.append(
+            _ROW.format(
+                name=escape(entry.name),
+                version=escape(entry.version),
+                task=escape(manifest.task if manifest else ""),
+                state=escape(entry.state.lower()),
+                layers=len(manifest.layers) if manifest else "",
+            )
         )
-        for manifest in repository.manifests
-    ]
     return HTMLResponse(_PAGE.format(rows="\n".join(rows)))

@@ -6,40 +6,50 @@ from fastapi import APIRouter, Query, Request, Response
 
 from service.api.answers import documented_errors, json_answer
 from service.api.layers import MAX_PATTERN_LENGTH, choose_layers
+from service.api.query import LAYERS_HELP
 from service.api.schemas import LayerList, ModelCard, ModelList, TrafficAnswer
 from service.state import State
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
+
+Version = Annotated[str | None, Query(description="of the model; the newest where it is not given")]
 
 
 @router.get("", response_model=ModelList)
 def list_models(request: Request) -> Response:
     """All models of the repository, ready or not."""
     repository = State.of(request).repository
-    listed = [
-        {
-            "name": manifest.name,
-            "version": manifest.version,
-            "task": manifest.task,
-            "ready": manifest.name in repository.ready_names,
-            "layers": len(manifest.layers),
-        }
-        for manifest in repository.manifests
-    ]
+    versions: dict[str, list[dict[str, str]]] = {}
+    for entry in repository.index():
+        versions.setdefault(entry.name, []).append({"version": entry.version, "state": entry.state, "reason": entry.reason})
+    served = {manifest.name: manifest for manifest in repository.manifests}
+    listed = []
+    for name, states in versions.items():
+        manifest = served.get(name)
+        listed.append(
+            {
+                "name": name,
+                "version": manifest and manifest.version,
+                "task": manifest and manifest.task,
+                "ready": manifest is not None,
+                "layers": manifest and len(manifest.layers),
+                "versions": states,
+            }
+        )
     return json_answer({"models": listed})
 
 
 @router.get("/{model}", response_model=ModelCard, responses=documented_errors(404, 422, 503))
-def model_card(request: Request, model: str) -> Response:
+def model_card(request: Request, model: str, version: Version = None) -> Response:
     """Task, inputs, labels, metrics and provenance."""
-    manifest = State.of(request).repository.get(model).manifest
+    manifest = State.of(request).repository.get(model, version).manifest
     return json_answer(manifest.model_dump(mode="json", exclude={"layers", "format"}))
 
 
 @router.get("/{model}/layers", response_model=LayerList, responses=documented_errors(404, 422, 503))
-def model_layers(request: Request, model: str) -> Response:
+def model_layers(request: Request, model: str, version: Version = None) -> Response:
     """Every probe in the order of execution, with its normalization's parameters."""
-    manifest = State.of(request).repository.get(model).manifest
+    manifest = State.of(request).repository.get(model, version).manifest
     layers = [layer.model_dump(mode="json", exclude={"tensors", "mask"}) for layer in manifest.layers]
     return json_answer({"model": manifest.name, "version": manifest.version, "layers": layers})
 
@@ -48,10 +58,11 @@ def model_layers(request: Request, model: str) -> Response:
 def traffic_statistics(
     request: Request,
     model: str,
-    layers: Annotated[str, Query(max_length=MAX_PATTERN_LENGTH, description="glob over layer names, or several with commas")] = "*",
+    layers: Annotated[str, Query(max_length=MAX_PATTERN_LENGTH, description=LAYERS_HELP)] = "*",
+    version: Version = None,
 ) -> Response:
     """Statistics of every layer over all traffic since the model was loaded."""
-    served = State.of(request).repository.get(model)
+    served = State.of(request).repository.get(model, version)
     chosen = choose_layers(served.manifest.layers, layers, model)
     totals = served.traffic.describe(chosen)
     return json_answer({"model": served.manifest.name, "version": served.manifest.version, **totals})

@@ -1,16 +1,20 @@
 """POST /v1/models/{model}/predict: a photo or a text in, labels and layer statistics out."""
 
-from typing import Annotated, Any
+from functools import partial
+from typing import Any
 
 import numpy as np
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Request, Response
 
 from models.artifact import Layer
+from models.postprocessing import softmax
 from service.api.answers import documented_errors, json_answer
 from service.api.bodies import read_inputs
-from service.api.layers import MAX_PATTERN_LENGTH, choose_layers
+from service.api.disconnect import disconnected
+from service.api.layers import choose_layers
+from service.api.query import PredictQuery, documented_query, read_query
 from service.api.schemas import JsonInputs, Level, PredictAnswer
-from service.engine.model import Prediction, ServedModel
+from service.engine.calls import Outcome
 from service.errors import TooManyValuesError
 from service.state import State
 
@@ -42,49 +46,49 @@ router = APIRouter(prefix="/v1/models", tags=["predict"])
 @router.post(
     "/{model}/predict",
     response_model=PredictAnswer,
-    responses=documented_errors(404, 413, 415, 422, 429, 503),
-    openapi_extra=_BODY,
+    responses=documented_errors(404, 408, 413, 415, 422, 429, 503, 504),
+    openapi_extra=_BODY | {"parameters": documented_query(PredictQuery)},
 )
-async def predict(
-    request: Request,
-    model: str,
-    top_k: Annotated[int, Query(ge=1, description="how many labels; at most as many as the model has")] = 5,
-    statistics: Annotated[Level, Query(description="how much to return of every layer")] = "none",
-    layers: Annotated[
-        str, Query(max_length=MAX_PATTERN_LENGTH, description="glob over layer names, or several with commas; for `statistics`")
-    ] = "*",
-) -> Response:
+async def predict(request: Request, model: str) -> Response:
     """Predicts every input of the request; with `statistics`, shows what happened inside the model."""
     state = State.of(request)
-    served = state.repository.get(model)
-    chosen = choose_layers(served.manifest.layers, layers, model)
-    inputs = await read_inputs(request, served.manifest, state.settings)
-    _check_values(len(inputs), chosen, statistics, state.settings.max_statistics_values)
-    predictions, timing = await served.predict(inputs, statistics=statistics != "none")
-    state.metrics.observe_inference(served.manifest.name, len(inputs), timing)
+    query = read_query(request, PredictQuery)
+    with state.repository.reserve(model, query.version) as served:
+        manifest = served.manifest
+        everything = query.statistics == "none" and query.layers == "*"  # then nothing reads the choice
+        chosen = [] if everything else choose_layers(manifest.layers, query.layers, model)
+        inputs = await read_inputs(request, manifest, state.settings)
+        _check_values(len(inputs), chosen, query.statistics, state.settings.max_statistics_values)
+        outcomes, timing = await served.predict(
+            inputs,
+            statistics=query.statistics != "none",
+            timeout_s=None if query.timeout_ms is None else query.timeout_ms / 1000,
+            gone=partial(disconnected, request),
+        )
+    state.metrics.observe_inference(manifest.name, timing)
     return json_answer(
         {
-            "model": served.manifest.name,
-            "version": served.manifest.version,
-            "predictions": [_describe(served, prediction, top_k, chosen, statistics) for prediction in predictions],
+            "model": manifest.name,
+            "version": manifest.version,
+            "predictions": [_describe(manifest.labels, outcome, query, chosen) for outcome in outcomes],
             "timing": {
-                "preprocess_ms": round(timing.preprocess_ms, 3),
-                "queue_ms": round(timing.queue_ms, 3),
-                "inference_ms": round(timing.inference_ms, 3),
+                "preprocess_ms": round(timing.input_ns / 1e6, 3),
+                "queue_ms": round(timing.queue_ns / 1e6, 3),
+                "inference_ms": round((timing.infer_ns + timing.output_ns) / 1e6, 3),
             },
         }
     )
 
 
-def _describe(served: ServedModel, prediction: Prediction, top_k: int, layers: list[Layer], level: Level) -> dict[str, Any]:
-    labels = served.manifest.labels
-    best = np.argsort(-prediction.scores, kind="stable")[:top_k].tolist()
+def _describe(labels: list[str], outcome: Outcome, query: PredictQuery, layers: list[Layer]) -> dict[str, Any]:
+    scores = softmax(outcome.logits[None])[0]
+    best = np.argsort(-scores, kind="stable")[: query.top_k]
     described: dict[str, Any] = {
-        "labels": [{"label": labels[i], "score": float(prediction.scores[i])} for i in best],
-        "truncated": prediction.truncated,
+        "labels": [{"label": labels[i], "score": score} for i, score in zip(best.tolist(), scores[best].tolist(), strict=True)],
+        "truncated": outcome.truncated,
     }
-    if prediction.statistics is not None:
-        described["layers"] = prediction.statistics.describe(layers, channels=level == "channels")
+    if outcome.statistics is not None:
+        described["layers"] = outcome.statistics.describe(layers, channels=query.statistics == "channels")
     return described
 
 

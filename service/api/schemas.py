@@ -34,7 +34,15 @@ _ERROR: dict[str, Any] = {
     "limit": ["encoder", "resnet50"],
     "remedy": "GET /v1/models lists the models",
 }
-_MODEL: dict[str, Any] = {"name": "encoder", "version": "1", "task": "text-classification", "ready": True, "layers": 13}
+_VERSION: dict[str, Any] = {"version": "1", "state": "READY", "reason": ""}
+_MODEL: dict[str, Any] = {
+    "name": "encoder",
+    "version": "1",
+    "task": "text-classification",
+    "ready": True,
+    "layers": 13,
+    "versions": [_VERSION],
+}
 _LISTED_LAYER: dict[str, Any] = {
     "layer": "blocks.0.attention_norm",
     "kind": "layer_norm",
@@ -180,16 +188,27 @@ class PredictAnswer(BaseModel):
     timing: TimingAnswer
 
 
+class VersionSummary(BaseModel):
+    """One version of a model."""
+
+    model_config = _like(_VERSION)
+
+    version: str
+    state: Literal["LOADING", "READY", "UNAVAILABLE"]
+    reason: str = Field(description="why it is not ready, or why its replacement could not be loaded")
+
+
 class ModelSummary(BaseModel):
-    """One served model."""
+    """One model of the repository; version, task and layers are those of the version that answers, null while there is none."""
 
     model_config = _like(_MODEL)
 
     name: str
-    version: str
-    task: str
+    version: str | None = Field(description="the newest that is ready: the highest of all digits")
+    task: str | None
     ready: bool
-    layers: int = Field(description="number of probes")
+    layers: int | None = Field(description="number of probes")
+    versions: list[VersionSummary]
 
 
 class ModelList(BaseModel):

@@ -1,49 +1,39 @@
-"""A served model: photos or texts in, scores and statistics out. Runs one batch at a time, on a thread of its own."""
+"""A served model: photos, texts or tensors in, outcomes out. Prepares inputs off the event loop and hands them to its batchers."""
 
 import asyncio
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
 from models.artifact import Artifact
-from models.postprocessing import softmax
-from models.preprocessing import (
-    ImagePreprocessing,
-    TextPreprocessing,
-    decode_image,
-    encode_text,
-    pad_tokens,
-)
-from service.engine.session import Feed, Session
-from service.errors import OverloadedError
+from models.preprocessing import InvalidInputError
+from service.engine.batching import Batcher, BatchLimits, BatchResult, fail
+from service.engine.calls import Call, Job, Outcome
+from service.engine.counters import Counters
+from service.engine.inputs import InputReader, Item, TensorInput
+from service.engine.session import Session
+from service.errors import ClientGoneError, DeadlineExceededError, InvalidRequestError, OverloadedError
 from service.settings import Settings
-from service.statistics.layers import BatchStatistics, SampleStatistics, SideLayout, batch_statistics
+from service.statistics.layers import BatchStatistics, SideLayout, batch_statistics
 from service.statistics.store import TrafficStatistics
 
-Prepared = NDArray[np.float32] | NDArray[np.int64]
-"""One input after preprocessing: an image float32 (3, H, W) or token ids int64 (L,)."""
+_WATCH_AFTER_S = 0.02  # most answers are quicker; watching each client would cost more than it saves
 
-
-@dataclass(frozen=True)
-class Prediction:
-    """The outcome for one input: scores float64 (classes,) that sum to 1, and its statistics if they were computed."""
-
-    scores: NDArray[np.float64]
-    truncated: bool
-    statistics: SampleStatistics | None
+Gone = Callable[[], Awaitable[None]]
+"""Returns once the client is gone."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Where the time of a request went, in milliseconds."""
+    """Where the time of a request went, in nanoseconds; `queue_ns` is what is left of the total."""
 
-    preprocess_ms: float
-    queue_ms: float
-    inference_ms: float
+    total_ns: int
+    queue_ns: int
+    input_ns: int
+    infer_ns: int
+    output_ns: int
 
 
 class ServedModel:
@@ -58,102 +48,186 @@ class ServedModel:
         self.manifest = artifact.manifest
         self.layout = SideLayout(tuple(self.manifest.layers))
         self.traffic = TrafficStatistics(self.layout)
+        self.counters = Counters()
         self._settings = settings
-        self._tokenizer = (
-            self.manifest.preprocessing.load_tokenizer(artifact.folder)
-            if isinstance(self.manifest.preprocessing, TextPreprocessing)
-            else None
-        )
+        self._reader = InputReader(artifact, settings.max_image_pixels)
         taps = [layer.tensors[side] for layer, side in self.layout.rows]
-        self._tapped = Session(artifact, taps, threads)
-        self._plain = self._tapped if settings.traffic_statistics else Session(artifact, [], threads)
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix=f"run-{self.manifest.name}")
-        self._preparers = ThreadPoolExecutor(threads, thread_name_prefix=f"prepare-{self.manifest.name}")
-        self._reducers = ThreadPoolExecutor(threads, thread_name_prefix=f"reduce-{self.manifest.name}")
-        self.waiting = 0
-        self._warm_up()
+        self._tapped = Session(artifact, taps, threads, settings.provider)
+        self._plain = self._tapped if settings.traffic_statistics else Session(artifact, [], threads, settings.provider)
+        for session in {self._tapped, self._plain}:
+            session.run(self._reader.feed([self._reader.example()]))
+        name = f"{self.manifest.name}-{self.manifest.version}"
+        self._decoders = ThreadPoolExecutor(threads, thread_name_prefix=f"decode-{name}")
+        self._reducers = ThreadPoolExecutor(threads, thread_name_prefix=f"reduce-{name}")
+        limits = BatchLimits(settings.max_batch_size, settings.max_batch_elements, settings.max_queue_delay_ms / 1000)
+        self._watching = Batcher(name, self._reader, self._run_watched, self.counters, limits)
+        self._quick = (
+            self._watching
+            if settings.traffic_statistics
+            else Batcher(f"{name}-plain", self._reader, self._run_plain, self.counters, limits)
+        )
+        self._places = threading.Condition()
+        self._in_hand = 0
+        self._closed = False
 
-    def _warm_up(self) -> None:
-        if isinstance(self.manifest.preprocessing, ImagePreprocessing):
-            side = self.manifest.preprocessing.crop
-            example: Prepared = np.zeros((3, side, side), np.float32)
-        else:
-            example = np.zeros(1, np.int64)
-        for session in {id(s): s for s in (self._tapped, self._plain)}.values():
-            session.run(self._feed([example]))
+    @property
+    def depth(self) -> int:
+        """Inputs that wait for a run."""
+        return sum(batcher.depth for batcher in {self._watching, self._quick})
 
-    def prepare(self, item: bytes | str) -> tuple[Prepared, bool]:
-        """One encoded image or text -> (model input, whether the text was cut).
+    def acquire(self) -> bool:
+        """Takes a place in the queue, held from before the body is read until the answer is made; false once `close` was called.
 
         Raises:
-            InvalidInputError: not an image, a broken or too large one; a text without words.
+            OverloadedError: `max_queue` requests are in hand.
         """
-        preprocessing = self.manifest.preprocessing
-        if isinstance(preprocessing, ImagePreprocessing):
-            assert isinstance(item, bytes)  # the API gives image models bytes
-            return preprocessing.apply(decode_image(item, self._settings.max_image_pixels)), False
-        assert isinstance(item, str)  # and text models strings
-        assert self._tokenizer is not None
-        return encode_text(self._tokenizer, item, preprocessing.max_length)
+        with self._places:
+            if self._closed:
+                return False
+            if self._in_hand >= self._settings.max_queue:
+                raise OverloadedError(
+                    f"the queue of {self.manifest.name} is full",
+                    value=self._in_hand,
+                    limit=self._settings.max_queue,
+                    remedy="try again later, or raise NORMSCOPE_MAX_QUEUE",
+                )
+            self._in_hand += 1
+            return True
 
-    def _feed(self, items: Sequence[Prepared]) -> Feed:
-        names = [spec.name for spec in self.manifest.inputs]
-        if isinstance(self.manifest.preprocessing, ImagePreprocessing):
-            return {names[0]: np.stack(items)}
-        return dict(zip(names, pad_tokens([row.astype(np.int64) for row in items]), strict=True))
+    def release(self) -> None:
+        """Gives the place back."""
+        with self._places:
+            self._in_hand -= 1
+            if self._closed:
+                self._places.notify_all()
 
-    async def predict(self, items: Sequence[bytes] | Sequence[str], *, statistics: bool) -> tuple[list[Prediction], Timing]:
-        """Prepares and runs all inputs of one request.
+    async def predict(
+        self, items: Sequence[Item], *, statistics: bool, timeout_s: float | None = None, gone: Gone | None = None
+    ) -> tuple[list[Outcome], Timing]:
+        """Runs all inputs of one request, each together with those of others where that is faster.
+
+        Args:
+            items: at least one.
+            statistics: of every input are wanted.
+            timeout_s: seconds until the request is given up; the setting `request_timeout_s` where it is less or none.
+            gone: tells when nobody waits any more; the work is dropped then.
 
         Raises:
             InvalidInputError: an input cannot be used.
-            OverloadedError: more requests wait than `max_queue`.
+            InvalidRequestError: an input is larger than a batch may be.
+            ModelRunError: the model fails on an input.
+            DeadlineExceededError: the time is over.
+            ClientGoneError: `gone` returned.
         """
-        loop = asyncio.get_running_loop()
-        if self.waiting >= self._settings.max_queue:
-            raise OverloadedError(
-                f"the queue of {self.manifest.name} is full",
-                value=self.waiting,
-                limit=self._settings.max_queue,
-                remedy="try again later, or raise NORMSCOPE_MAX_QUEUE",
-            )
-        self.waiting += 1
+        limit_s = self._settings.request_timeout_s
+        timeout_s = limit_s if timeout_s is None else min(timeout_s, limit_s)
+        call = Call(items, statistics=statistics, timeout_s=timeout_s)
+        batcher = self._watching if statistics else self._quick
+        expiry = call.loop.call_later(timeout_s, _expire, call, timeout_s)
+        watch = None if gone is None else call.loop.call_later(_WATCH_AFTER_S, _watch, call, gone)
         try:
-            start = time.perf_counter()
-            prepared = await asyncio.gather(*(loop.run_in_executor(self._preparers, self.prepare, i) for i in items))
-            queued = time.perf_counter()
-            predictions, began, ended = await loop.run_in_executor(self._worker, self._run, prepared, statistics)
+            for job in call.jobs:
+                self._enqueue(job, batcher)
+            outcomes = await call.future
+        except BaseException:
+            call.abandoned = True
+            self.counters.count_failure(time.perf_counter_ns() - call.started_ns)
+            raise
         finally:
-            self.waiting -= 1
-        timing = Timing(
-            preprocess_ms=(queued - start) * 1000, queue_ms=(began - queued) * 1000, inference_ms=(ended - began) * 1000
-        )
-        return predictions, timing
+            expiry.cancel()
+            if watch is not None:
+                watch.cancel()
+            if call.watcher is not None:
+                call.watcher.cancel()
+        total = time.perf_counter_ns() - call.started_ns
+        queued = max(total - call.input_ns - call.infer_ns - call.output_ns, 0)
+        self.counters.count_success(total, queued, call.input_ns, call.infer_ns, call.output_ns)
+        return outcomes, Timing(total, queued, call.input_ns, call.infer_ns, call.output_ns)
 
-    def _run(self, prepared: Sequence[tuple[Prepared, bool]], statistics: bool) -> tuple[list[Prediction], float, float]:
-        began = time.perf_counter()
-        watched = statistics or self._settings.traffic_statistics
-        session = self._tapped if watched else self._plain
-        predictions: list[Prediction] = []
-        size = self._settings.max_batch_size
-        for first in range(0, len(prepared), size):
-            chunk = prepared[first : first + size]
-            self.traffic.count(len(chunk))
-            feed = self._feed([item for item, _ in chunk])
-            result = session.run(feed)
-            observed: BatchStatistics | None = None
-            if watched:
-                observed = batch_statistics(self.layout, result.tensors, feed, self._reducers)
-                if self._settings.traffic_statistics:
-                    self.traffic.add(observed)
-            scores = softmax(result.logits)
-            for i, (_, truncated) in enumerate(chunk):
-                sample = observed.sample(i) if observed is not None and statistics else None
-                predictions.append(Prediction(scores[i], truncated, sample))
-        return predictions, began, time.perf_counter()
+    def _enqueue(self, job: Job, batcher: Batcher) -> None:
+        if isinstance(job.item, bytes):
+            self._decoders.submit(self._decode, job, job.item, batcher)
+            return
+        if isinstance(job.item, TensorInput):
+            self._check_size(job.item)
+            job.row = job.item
+        batcher.put(job)
+
+    def _decode(self, job: Job, data: bytes, batcher: Batcher) -> None:
+        if job.call.abandoned:
+            return
+        try:
+            job.row = self._reader.image(data)
+        except InvalidInputError as error:
+            fail(job.call, error)
+            return
+        except Exception as error:  # a decoder's own fault must reach the request that waits
+            fail(job.call, error)
+            return
+        job.call.input_ns = time.perf_counter_ns() - job.call.started_ns
+        batcher.put(job)
+
+    def _check_size(self, row: TensorInput) -> None:
+        if row.elements > self._settings.max_batch_elements:
+            raise InvalidRequestError(
+                f"one input has {row.elements} numbers, more than {self._settings.max_batch_elements}",
+                value=row.elements,
+                limit=self._settings.max_batch_elements,
+                remedy="send a smaller one, or raise NORMSCOPE_MAX_BATCH_ELEMENTS",
+            )
+
+    def _run_plain(self, rows: Sequence[TensorInput], keep: Sequence[bool]) -> BatchResult:
+        start = time.perf_counter_ns()
+        feed = self._reader.feed(rows)
+        ready = time.perf_counter_ns()
+        result = self._plain.run(feed)
+        ran = time.perf_counter_ns()
+        self.traffic.count(len(rows))
+        outcomes = [Outcome(result.logits[i], row.truncated, None) for i, row in enumerate(rows)]
+        return BatchResult(outcomes, ready - start, ran - ready, time.perf_counter_ns() - ran)
+
+    def _run_watched(self, rows: Sequence[TensorInput], keep: Sequence[bool]) -> BatchResult:
+        start = time.perf_counter_ns()
+        feed = self._reader.feed(rows)
+        ready = time.perf_counter_ns()
+        result = self._tapped.run(feed)
+        ran = time.perf_counter_ns()
+        observed: BatchStatistics = batch_statistics(self.layout, result.tensors, feed, self._reducers)
+        self.traffic.count(len(rows))
+        if self._settings.traffic_statistics:
+            self.traffic.add(observed)
+        outcomes = [
+            Outcome(result.logits[i], row.truncated, observed.sample(i) if kept else None)
+            for i, (row, kept) in enumerate(zip(rows, keep, strict=True))
+        ]
+        return BatchResult(outcomes, ready - start, ran - ready, time.perf_counter_ns() - ran)
 
     def close(self) -> None:
-        """Waits for the work in hand and ends the threads."""
-        self._preparers.shutdown()
-        self._worker.shutdown()
+        """Takes no new requests, waits for those in hand and ends the threads."""
+        with self._places:
+            self._closed = True
+            self._places.wait_for(lambda: self._in_hand == 0)
+        self._decoders.shutdown()
+        for batcher in {self._watching, self._quick}:
+            batcher.close()
         self._reducers.shutdown()
+
+
+def _expire(call: Call, timeout_s: float) -> None:
+    call.fail(
+        DeadlineExceededError(
+            f"the answer was not ready within {timeout_s:g} s",
+            value=timeout_s,
+            remedy="ask for more time, send less at once, or try again when the service is less busy",
+        )
+    )
+    call.resolve()
+
+
+def _watch(call: Call, gone: Gone) -> None:
+    async def watch() -> None:
+        await gone()
+        call.fail(ClientGoneError("the client is gone", remedy="nobody reads this"))
+        call.resolve()
+
+    call.watcher = asyncio.ensure_future(watch())

@@ -1,123 +1,292 @@
-"""The model repository: a folder of artifacts in, served models out. Knows no HTTP."""
+"""The models that are served, by name and version: loaded, replaced and unloaded while requests go on. Knows no HTTP."""
 
+import ctypes
+import gc
 import logging
 import threading
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
 
-from models.artifact import Artifact, ArtifactError, Manifest, load_artifact
+from models.artifact import ArtifactError, Manifest, load_artifact
 from service.engine.model import ServedModel
 from service.engine.threads import available_cpus
-from service.errors import NotReadyError, UnknownModelError
+from service.engine.versions import VersionFolder, find_versions, newest_first
+from service.errors import LoadError, NotReadyError, UnknownModelError
 from service.settings import Settings
 
 _log = logging.getLogger("normscope")
 
-
-def newest_versions(folder: Path) -> list[Path]:
-    """The folder NAME/VERSION of the highest all-digit version of every model.
-
-    Raises:
-        ArtifactError: the repository cannot be read or holds no model.
-    """
-    if not folder.is_dir():
-        raise ArtifactError(f"the model repository {folder} is not a folder; set NORMSCOPE_MODEL_REPOSITORY")
-    chosen = []
-    for model in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
-        versions = [path for path in model.iterdir() if path.is_dir() and path.name.isdecimal()]
-        if versions:
-            chosen.append(max(versions, key=lambda path: int(path.name)))
-    if not chosen:
-        raise ArtifactError(f"the model repository {folder} has no NAME/VERSION folder; export a model into it")
-    return chosen
+VersionState = Literal["LOADING", "READY", "UNAVAILABLE"]
 
 
-def load_repository(settings: Settings) -> list[Artifact]:
-    """Reads and verifies the newest artifact of every model; nothing is run yet.
+@dataclass(frozen=True)
+class ModelVersion:
+    """One version as the index of the repository shows it; `reason` says why it is not ready."""
 
-    Raises:
-        ArtifactError: an artifact is broken, or its folders do not carry its name and version.
-    """
-    artifacts = []
-    for folder in newest_versions(settings.model_repository):
-        artifact = load_artifact(folder)
-        expected, actual = (folder.parent.name, folder.name), (artifact.manifest.name, artifact.manifest.version)
-        if expected != actual:
-            raise ArtifactError(f"{folder} holds {'/'.join(actual)}; name the folders after it")
-        artifacts.append(artifact)
-    return artifacts
+    name: str
+    version: str
+    state: VersionState
+    reason: str = ""
+
+
+@dataclass
+class _Slot:
+    """One version: where it lies, what serves it, and what went wrong when it was last loaded."""
+
+    folder: VersionFolder
+    served: ServedModel | None = None
+    reason: str = ""
+    wanted: bool = True
+
+    @property
+    def state(self) -> VersionState:
+        if self.served is not None:
+            return "READY"
+        return "LOADING" if self.wanted and not self.reason else "UNAVAILABLE"
 
 
 class Repository:
-    """The models that are served, by name."""
+    """All versions of all models. What is loaded next to a version that serves takes its place only once it is warm."""
 
     def __init__(self, settings: Settings) -> None:
-        """Verifies the artifacts; `load` makes them ready.
+        """Looks at the folders; `load_all` makes them ready.
 
         Raises:
-            ArtifactError: see `load_repository`.
+            ArtifactError: the repository cannot be read or holds no model.
         """
         self._settings = settings
-        self._artifacts = load_repository(settings)
-        self._models: dict[str, ServedModel] = {}
-        self.failures: dict[str, str] = {}
+        self._threads = settings.threads or available_cpus()
+        folders = find_versions(settings.model_repository)
+        if not folders and not settings.watch:
+            raise ArtifactError(
+                f"the model repository {settings.model_repository} has no NAME/VERSION folder; export a model into it, "
+                "or set NORMSCOPE_WATCH to wait for one"
+            )
+        self._slots = {name: {v: _Slot(folder) for v, folder in versions.items()} for name, versions in folders.items()}
+        self._lock = threading.Lock()  # of the slots; held for moments only
+        self._changing = threading.Lock()  # one load or unload at a time
+        self._stopped = threading.Event()
         self.settled = threading.Event()
-        """Set once `load` has ended, well or not."""
+        """Set once `load_all` has ended, well or not."""
 
-    @property
-    def manifests(self) -> list[Manifest]:
-        return [artifact.manifest for artifact in self._artifacts]
+    def load_all(self) -> None:
+        """Loads and warms up every version that was found at the start; the index says why one cannot be."""
+        try:
+            for name, folders in self._known_folders().items():
+                with self._changing:
+                    self._load(name, folders)
+        finally:
+            self.settled.set()
+
+    def load(self, name: str) -> None:
+        """Loads the versions of a model that are new or have changed, and retires those whose folder is gone. Blocks.
+
+        Raises:
+            UnknownModelError: the repository has no folder of this name.
+            LoadError: a version cannot be loaded; the one that it was to replace goes on serving.
+        """
+        with self._changing:
+            folders = self._find().get(name)
+            if folders is None:
+                raise _unknown(name, sorted(self._find()))
+            if failures := self._load(name, folders):
+                raise LoadError(
+                    f"{name} cannot be loaded: {'; '.join(failures)}", value=name, remedy="mend the artifact and load it again"
+                )
+
+    def unload(self, name: str) -> None:
+        """Stops serving all versions of a model once the requests in hand are answered. Blocks.
+
+        Raises:
+            UnknownModelError: no model of this name is known.
+        """
+        with self._changing:
+            if name not in self._slots:
+                raise _unknown(name, self.names)
+            self._stop_serving(name, "unloaded")
+            _log.info("%s is unloaded", name)
+
+    def _stop_serving(self, name: str, reason: str) -> None:
+        with self._lock:
+            slots = self._slots[name].values()
+            retired = [slot.served for slot in slots if slot.served is not None]
+            for slot in slots:
+                slot.served, slot.wanted, slot.reason = None, False, reason
+        self._retire(retired)
+
+    def _find(self) -> dict[str, dict[str, VersionFolder]]:
+        try:
+            return find_versions(self._settings.model_repository)
+        except ArtifactError as error:
+            raise LoadError(str(error), remedy="mount the repository again") from error
+
+    def _load(self, name: str, folders: dict[str, VersionFolder]) -> list[str]:
+        failures = []
+        for version, folder in folders.items():
+            if self._stopped.is_set():
+                break
+            with self._lock:
+                slot = self._slots.setdefault(name, {}).setdefault(version, _Slot(folder))
+                if slot.served is not None and slot.folder.signature == folder.signature:
+                    continue
+                slot.wanted, slot.reason = True, ""
+            try:
+                served = self._open(folder)
+            except Exception as error:  # whatever a foreign graph does at its first run
+                failures.append(f"{name}/{version}: {error}")
+                _log.error("%s/%s cannot be loaded: %s", name, version, error, exc_info=not isinstance(error, ArtifactError))
+                with self._lock:
+                    slot.reason = str(error)
+                continue
+            with self._lock:
+                replaced, slot.served, slot.folder = slot.served, served, folder
+            self._retire([replaced] if replaced is not None else [])
+            _log.info("%s/%s is ready: %d layers, %d threads", name, version, len(served.manifest.layers), self._threads)
+        with self._lock:
+            gone = [self._slots[name].pop(version) for version in list(self._slots[name]) if version not in folders]
+            if not self._slots[name]:
+                del self._slots[name]
+        self._retire([slot.served for slot in gone if slot.served is not None])
+        return failures
+
+    def _open(self, folder: VersionFolder) -> ServedModel:
+        artifact = load_artifact(folder.path)
+        expected, actual = (folder.name, folder.version), (artifact.manifest.name, artifact.manifest.version)
+        if expected != actual:
+            raise ArtifactError(f"{folder.name}/{folder.version} holds {'/'.join(actual)}; name the folders after it")
+        return ServedModel(artifact, self._settings, self._threads)
+
+    def _retire(self, models: list[ServedModel]) -> None:
+        """Waits for the requests in hand, then gives the memory back to the system."""
+        for model in models:
+            model.close()
+        if models:
+            models.clear()
+            gc.collect()
+            if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):  # glibc keeps freed memory otherwise
+                libc.malloc_trim(0)
+
+    def watch(self) -> None:
+        """Until `close`, looks at the folders every `watch_interval_s` and follows what has changed. Blocks."""
+        seen = {name: _signatures(versions) for name, versions in self._known_folders().items()}
+        while not self._stopped.wait(self._settings.watch_interval_s):
+            try:
+                found = self._find()
+            except LoadError as error:
+                _log.error("%s", error)
+                continue
+            now = {name: _signatures(versions) for name, versions in found.items()}
+            for name in sorted(seen.keys() | now.keys()):
+                if seen.get(name) != now.get(name):
+                    with self._changing:
+                        self._load(name, found.get(name, {}))
+            seen = now
+
+    def _known_folders(self) -> dict[str, dict[str, VersionFolder]]:
+        with self._lock:
+            return {name: {v: slot.folder for v, slot in slots.items()} for name, slots in self._slots.items()}
 
     @property
     def names(self) -> list[str]:
-        return [manifest.name for manifest in self.manifests]
+        """The models of the repository, ready or not."""
+        return list(self._slots)
+
+    @property
+    def manifests(self) -> list[Manifest]:
+        """Of the newest ready version of every model."""
+        return [self.get(name).manifest for name in self.ready_names]
 
     @property
     def ready_names(self) -> list[str]:
         """The models that can answer now."""
-        return list(self._models)
+        return [name for name, slots in self._slots.copy().items() if any(slot.served is not None for slot in slots.values())]
+
+    @property
+    def failures(self) -> list[str]:
+        """Why models that should answer cannot: name and reason of those of which no version is ready or being loaded."""
+        return [
+            f"{entry.name}/{entry.version}: {entry.reason}"
+            for name, slots in self._slots.copy().items()
+            if not any(slot.served is not None or slot.state == "LOADING" for slot in slots.values())
+            for entry in self._index_of(name, slots)
+            if slots[entry.version].wanted
+        ]
 
     @property
     def ready(self) -> bool:
-        """True once every model is loaded and has run."""
-        return len(self._models) == len(self._artifacts)
+        """True once every version is loaded and has run; a broken one does not count while another of its model serves."""
+        loading = any(entry.state == "LOADING" for entry in self.index())
+        return self.settled.is_set() and not loading and not self.failures
 
-    def load(self) -> None:
-        """Loads and warms up every model; `failures` says why one cannot be."""
-        try:
-            self._load()
-        finally:
-            self.settled.set()
+    def index(self) -> list[ModelVersion]:
+        """All versions with their states."""
+        with self._lock:
+            return [entry for name, slots in self._slots.items() for entry in self._index_of(name, slots)]
 
-    def _load(self) -> None:
-        threads = self._settings.threads or available_cpus()
-        for artifact in self._artifacts:
-            manifest = artifact.manifest
-            try:
-                self._models[manifest.name] = ServedModel(artifact, self._settings, threads)
-            except Exception as error:  # whatever a foreign graph does at its first run
-                self.failures[manifest.name] = f"{manifest.name}/{manifest.version} cannot be loaded: {error}"
-                _log.exception("%s/%s cannot be loaded", manifest.name, manifest.version)
-                continue
-            _log.info("%s/%s is ready: %d layers, %d threads", manifest.name, manifest.version, len(manifest.layers), threads)
+    @staticmethod
+    def _index_of(name: str, slots: dict[str, _Slot]) -> list[ModelVersion]:
+        return [ModelVersion(name, version, slot.state, slot.reason) for version, slot in sorted(slots.items())]
 
-    def get(self, name: str) -> ServedModel:
-        """The model of this name.
+    def get(self, name: str, version: str | None = None) -> ServedModel:
+        """The model that serves this version, or the newest that is ready.
 
         Raises:
-            UnknownModelError: the repository has none.
+            UnknownModelError: the repository has no such model or version, or it was unloaded.
             NotReadyError: it is not loaded yet, or cannot be.
         """
-        if name not in self.names:
-            raise UnknownModelError(
-                f"no model is named {name!r}", value=name, limit=self.names, remedy="GET /v1/models lists the models"
-            )
-        if name in self.failures:
-            raise NotReadyError(self.failures[name], value=name, remedy="mend the artifact and start the service again")
-        if name not in self._models:
+        slots = self._slots.get(name)
+        if slots is None:
+            raise _unknown(name, self.names)
+        if version is None:
+            ready = [each for each, slot in slots.copy().items() if slot.served is not None]
+            version = max(ready or slots, key=newest_first)
+        slot = slots.get(version)
+        if slot is None:
+            raise _unknown(f"{name}/{version}", [f"{name}/{each}" for each in slots])
+        if (served := slot.served) is not None:
+            return served
+        if slot.state == "LOADING":
             raise NotReadyError(f"{name} is still being loaded", value=name, remedy="wait until /readyz answers 200")
-        return self._models[name]
+        if not slot.wanted:
+            raise UnknownModelError(
+                f"{name} is not served: {slot.reason}", value=name, limit=self.ready_names, remedy="load it again"
+            )
+        raise NotReadyError(
+            f"{name}/{version} cannot be loaded: {slot.reason}", value=name, remedy="mend the artifact and load it again"
+        )
+
+    def find(self, name: str, version: str) -> ServedModel | None:
+        """The model that serves this version, if there is one."""
+        slot = self._slots.get(name, {}).get(version)
+        return None if slot is None else slot.served
+
+    @contextmanager
+    def reserve(self, name: str, version: str | None = None) -> Iterator[ServedModel]:
+        """A place in the queue of a model, see `get`; it serves at least until the place is given back.
+
+        Raises:
+            OverloadedError: its queue is full.
+        """
+        while not (served := self.get(name, version)).acquire():
+            pass  # it was replaced a moment ago: the slot has its successor already
+        try:
+            yield served
+        finally:
+            served.release()
 
     def close(self) -> None:
         """Waits for running work and ends the threads of all models."""
-        for model in self._models.values():
-            model.close()
+        self._stopped.set()
+        with self._changing:
+            for name in self.names:
+                self._stop_serving(name, "the service is stopping")
+
+
+def _signatures(versions: dict[str, VersionFolder]) -> dict[str, object]:
+    return {version: folder.signature for version, folder in versions.items()}
+
+
+def _unknown(name: str, known: list[str]) -> UnknownModelError:
+    return UnknownModelError(f"no model is named {name!r}", value=name, limit=known, remedy="GET /v1/models lists the models")

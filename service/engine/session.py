@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from models.artifact import Artifact, ArtifactError
 from models.instrument.taps import UnknownTensorError, add_taps
 
+Provider = Literal["cpu", "cuda"]
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 Feed = Mapping[str, NDArray[Any]]
 
 
@@ -26,12 +28,14 @@ class RunResult:
 class Session:
     """One loaded graph. `run` may be called from one thread at a time without waiting, from several with."""
 
-    def __init__(self, artifact: Artifact, taps: Sequence[str], threads: int) -> None:
+    def __init__(self, artifact: Artifact, taps: Sequence[str], threads: int, provider: Provider) -> None:
         """Loads the model of an artifact with `taps` as further outputs.
 
         Raises:
-            ArtifactError: ONNX Runtime cannot load the graph, or a tap is not in it.
+            ArtifactError: ONNX Runtime cannot load the graph, a tap is not in it, or the provider is not installed.
         """
+        if _PROVIDERS[provider] not in onnxruntime.get_available_providers():
+            raise ArtifactError(f"ONNX Runtime has no provider {provider}; install onnxruntime-gpu, or set NORMSCOPE_PROVIDER=cpu")
         self._taps = list(dict.fromkeys(taps))
         self._output = artifact.manifest.outputs[0].name
         options = onnxruntime.SessionOptions()
@@ -42,7 +46,8 @@ class Session:
         options.log_severity_level = 3
         try:
             graph = add_taps(onnx.load(artifact.model_path), self._taps)
-            self._session = onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
+            providers = list(dict.fromkeys([_PROVIDERS[provider], _PROVIDERS["cpu"]]))  # the CPU for what the other cannot do
+            self._session = onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=providers)
         except UnknownTensorError as error:
             raise ArtifactError(f"{artifact.model_path}: {error}") from error
         except Exception as error:  # ONNX Runtime's and protobuf's exceptions share no base

@@ -21,6 +21,7 @@ def test_models_are_listed(client: httpx.Client) -> None:
         "task": "image-classification",
         "ready": True,
         "layers": 20 + 5,  # stem 1, 5 blocks of 3, 4 projections; 5 adds
+        "versions": [{"version": "1", "state": "READY", "reason": ""}],
     }
 
 

@@ -1,0 +1,189 @@
+"""Dynamic batching: inputs of many requests in, runs of several inputs out. One thread owns the queue and runs the batches.
+
+Jobs come into the inbox from any thread; everything else belongs to the batcher's thread. Whenever the runtime is free it takes
+what is waiting:
+
+1. jobs of calls that were given up are dropped before they cost anything;
+2. texts that have just arrived are tokenized together;
+3. the oldest job runs together with those that fit it best: of its shape, or of similar length;
+4. a batch that fails runs again one by one, so that one poisonous input fails alone;
+5. calls that are complete are handed back, all of a batch with one wake-up of the event loop.
+"""
+
+import asyncio
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from models.preprocessing import InvalidInputError
+from service.engine.calls import Call, Job, Outcome
+from service.engine.counters import Counters
+from service.engine.inputs import InputReader, TensorInput
+from service.errors import ModelRunError
+
+_log = logging.getLogger("normscope")
+
+
+@dataclass(frozen=True)
+class BatchLimits:
+    """How far a batch may grow, and how long it may wait for more."""
+
+    max_size: int
+    max_elements: int
+    max_delay_s: float
+
+
+@dataclass(frozen=True)
+class BatchResult:
+    """One outcome for each row, and the nanoseconds that went to making the feed, to the graph and to the outputs."""
+
+    outcomes: list[Outcome]
+    input_ns: int
+    infer_ns: int
+    output_ns: int
+
+
+Run = Callable[[Sequence[TensorInput], Sequence[bool]], BatchResult]
+"""Rows and, for each, whether its statistics are to be kept -> the result."""
+
+
+class Batcher:
+    """The queue of one session and the thread that empties it."""
+
+    def __init__(self, name: str, reader: InputReader, run: Run, counters: Counters, limits: BatchLimits) -> None:
+        self._reader, self._run, self._counters, self._limits = reader, run, counters, limits
+        self._inbox: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._waiting: list[Job] = []
+        self._closed = False
+        self._thread = threading.Thread(target=self._work, name=f"run-{name}", daemon=True)
+        self._thread.start()
+
+    @property
+    def depth(self) -> int:
+        """Inputs that wait for a run."""
+        return self._inbox.qsize() + len(self._waiting)
+
+    def put(self, job: Job) -> None:
+        """Adds a job; its item is a text, or its row is there."""
+        self._inbox.put(job)
+
+    def close(self) -> None:
+        """Ends the thread once what is waiting has run."""
+        self._inbox.put(None)
+        self._thread.join()
+
+    def _work(self) -> None:
+        while True:
+            self._take_arrivals()
+            if self._waiting:
+                self._run_batch(self._next_batch())
+            elif self._closed:
+                return
+
+    def _take_arrivals(self) -> None:
+        """Blocks until there is something to run; then takes all that has come, and waits for more as long as is allowed."""
+        arrived: list[Job] = []
+        if not self._waiting and not self._closed:
+            self._receive(arrived, None)
+        while not self._inbox.empty():
+            self._receive(arrived, None)
+        until = time.monotonic() + self._limits.max_delay_s
+        while len(self._waiting) + len(arrived) < self._limits.max_size and (left := until - time.monotonic()) > 0:
+            if self._closed or not self._receive(arrived, left):
+                break
+        self._waiting += self._with_rows([job for job in arrived if not _dropped(job)])
+        self._waiting = [job for job in self._waiting if not _dropped(job)]
+
+    def _receive(self, arrived: list[Job], timeout_s: float | None) -> bool:
+        try:
+            job = self._inbox.get(timeout=timeout_s)
+        except queue.Empty:
+            return False
+        if job is None:
+            self._closed = True
+        else:
+            arrived.append(job)
+        return True
+
+    def _with_rows(self, jobs: list[Job]) -> list[Job]:
+        """The jobs that can run, each with its row; a text that cannot be used fails its call."""
+        texts = [(job, job.item) for job in jobs if isinstance(job.item, str)]
+        if texts:
+            start = time.perf_counter_ns()
+            rows = self._reader.texts([text for _, text in texts])
+            spent = time.perf_counter_ns() - start
+            for call in {job.call for job, _ in texts}:
+                call.input_ns += spent
+            for (job, _), row in zip(texts, rows, strict=True):
+                if isinstance(row, InvalidInputError):
+                    fail(job.call, row)
+                else:
+                    job.row = row
+        return [job for job in jobs if job.row is not None]
+
+    def _next_batch(self) -> list[Job]:
+        first, others = self._waiting[0], self._waiting[1:]
+        limits = self._limits
+        chosen = self._reader.compatible(_row(first), [_row(job) for job in others], limits.max_size, limits.max_elements)
+        batch = [first, *(others[i] for i in chosen)]
+        taken = set(chosen)
+        self._waiting = [job for i, job in enumerate(others) if i not in taken]
+        return batch
+
+    def _run_batch(self, batch: list[Job]) -> None:
+        try:
+            result = self._run([_row(job) for job in batch], [job.call.statistics for job in batch])
+        except Exception as error:  # whatever a graph does with an input that it was not made for
+            if len(batch) > 1:
+                for job in batch:
+                    if not _dropped(job):
+                        self._run_batch([job])
+            else:
+                fail(batch[0].call, _run_error(error))
+            return
+        self._counters.count_run(len(batch), result.input_ns, result.infer_ns, result.output_ns)
+        for call in {job.call for job in batch}:
+            call.input_ns += result.input_ns
+            call.infer_ns += result.infer_ns
+            call.output_ns += result.output_ns
+        finished = [job.call for job, outcome in zip(batch, result.outcomes, strict=True) if job.call.finish(job.index, outcome)]
+        by_loop: dict[asyncio.AbstractEventLoop, list[Call]] = {}
+        for call in finished:
+            by_loop.setdefault(call.loop, []).append(call)
+        for loop, calls in by_loop.items():
+            loop.call_soon_threadsafe(_resolve, calls)
+
+
+def fail(call: Call, error: Exception) -> None:
+    """Ends a call with an error, from any thread."""
+    call.fail(error)
+    call.loop.call_soon_threadsafe(call.resolve)
+
+
+def _resolve(calls: Iterable[Call]) -> None:
+    for call in calls:
+        call.resolve()
+
+
+def _dropped(job: Job) -> bool:
+    return job.call.abandoned or time.perf_counter_ns() > job.call.deadline_ns
+
+
+def _row(job: Job) -> TensorInput:
+    assert job.row is not None  # only jobs with rows wait
+    return job.row
+
+
+def _run_error(error: Exception) -> Exception:
+    """What a client may know of a failed run: the runtime's words about the input, without names of files and nodes."""
+    _log.warning("a run failed: %s", error)
+    _, found, status = str(error).partition("Status Message:")
+    reason = status.strip().splitlines()[0][:200] if found and status.strip() else type(error).__name__
+    return ModelRunError(
+        f"the model cannot run on this input ({reason})",
+        value=reason,
+        remedy="send tensors of the shape and range that it was made for",
+    )

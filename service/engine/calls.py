@@ -1,0 +1,72 @@
+"""One request inside the engine: made on the event loop, worked on by other threads, resolved on the event loop."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.engine.inputs import Item, TensorInput
+from service.statistics.layers import SampleStatistics
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Of one input: logits float32 (classes,), whether its text was cut, and its statistics if they were asked for."""
+
+    logits: NDArray[np.float32]
+    truncated: bool
+    statistics: SampleStatistics | None
+
+
+class Call:
+    """A request with one job for each input. Whoever drops it sets `abandoned`; nothing new is begun for it then.
+
+    Attributes:
+        future: of the outcomes, in the order of the inputs; awaited by the request, so cancelled with it.
+        deadline_ns: of `time.perf_counter_ns`, after which nothing is begun for it.
+        input_ns, infer_ns, output_ns: of the work that it had a part in: decoding or tokenizing, running, statistics.
+    """
+
+    def __init__(self, items: Sequence[Item], *, statistics: bool, timeout_s: float) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.future: asyncio.Future[list[Outcome]] = self.loop.create_future()
+        self.statistics = statistics
+        self.started_ns = time.perf_counter_ns()
+        self.deadline_ns = self.started_ns + int(timeout_s * 1e9)
+        self.input_ns = self.infer_ns = self.output_ns = 0
+        self.abandoned = False
+        self.watcher: asyncio.Task[None] | None = None  # waits for the client to go away
+        self.jobs = [Job(self, i, item) for i, item in enumerate(items)]
+        self._outcomes: dict[int, Outcome] = {}
+        self._error: Exception | None = None
+
+    def finish(self, index: int, outcome: Outcome) -> bool:
+        """Keeps the outcome of one job; true if it was the last. On the batcher's thread."""
+        self._outcomes[index] = outcome
+        return len(self._outcomes) == len(self.jobs)
+
+    def fail(self, error: Exception) -> None:
+        """Ends the call with an error; its other jobs are dropped. On any thread."""
+        self._error, self.abandoned = error, True
+
+    def resolve(self) -> None:
+        """Wakes the request. On the event loop."""
+        if self.future.done():
+            return
+        if self._error is not None:
+            self.future.set_exception(self._error)
+        else:
+            self.future.set_result([self._outcomes[i] for i in range(len(self.jobs))])
+
+
+@dataclass(eq=False)
+class Job:
+    """One input of a call; `row` is what its item becomes."""
+
+    call: Call
+    index: int
+    item: Item
+    row: TensorInput | None = None

@@ -1,0 +1,109 @@
+"""What a model takes, one input at a time: encoded image, text or raw tensors in, rows without batch axis out; rows -> one feed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.artifact import Artifact
+from models.preprocessing import ImagePreprocessing, InvalidInputError, TextPreprocessing, decode_image, encode_texts
+from service.engine.session import Feed
+
+
+@dataclass(frozen=True)
+class TensorInput:
+    """One row: an array for each input of the graph without the batch axis.
+
+    An image is (float32 (3, H, W),), a text (ids int64 (L,), mask int64 (L,)).
+    """
+
+    arrays: tuple[NDArray[Any], ...]
+    truncated: bool = False
+
+    @property
+    def elements(self) -> int:
+        """Numbers in the largest array."""
+        return max(array.size for array in self.arrays)
+
+
+Item = bytes | str | TensorInput
+"""An encoded image, a text, or a row that is ready."""
+
+
+class InputReader:
+    """Turns items into rows, and rows into the feed of one run; safe to use from several threads."""
+
+    def __init__(self, artifact: Artifact, max_image_pixels: int) -> None:
+        self._names = [spec.name for spec in artifact.manifest.inputs]
+        self._preprocessing = artifact.manifest.preprocessing
+        self._max_image_pixels = max_image_pixels
+        self.pads = isinstance(self._preprocessing, TextPreprocessing)
+        """Rows of different length can share a run."""
+        self._tokenizer = (
+            self._preprocessing.load_tokenizer(artifact.folder) if isinstance(self._preprocessing, TextPreprocessing) else None
+        )
+
+    def example(self) -> TensorInput:
+        """A row that the model can run, to warm up."""
+        if isinstance(self._preprocessing, ImagePreprocessing):
+            return TensorInput((np.zeros((3, self._preprocessing.crop, self._preprocessing.crop), np.float32),))
+        return TensorInput((np.zeros(1, np.int64), np.ones(1, np.int64)))
+
+    def image(self, data: bytes) -> TensorInput:
+        """Decodes one image.
+
+        Raises:
+            InvalidInputError: not an image, a broken or a too large one.
+        """
+        assert isinstance(self._preprocessing, ImagePreprocessing)  # the API gives bytes to image models only
+        return TensorInput((self._preprocessing.apply(decode_image(data, self._max_image_pixels)),))
+
+    def texts(self, texts: Sequence[str]) -> list[TensorInput | InvalidInputError]:
+        """Tokenizes many texts at once; a text that cannot be used gives its error instead of a row."""
+        assert isinstance(self._preprocessing, TextPreprocessing)  # and strings to text models
+        assert self._tokenizer is not None
+        return [
+            encoded if isinstance(encoded, InvalidInputError) else TensorInput((encoded[0], np.ones_like(encoded[0])), encoded[1])
+            for encoded in encode_texts(self._tokenizer, texts, self._preprocessing.max_length)
+        ]
+
+    def feed(self, rows: Sequence[TensorInput]) -> Feed:
+        """Rows -> arrays (N, ...) by input name; tokens are padded with 0 on the right, masked by 0.
+
+        Raises:
+            ValueError: rows of different shape that cannot be padded.
+        """
+        arrays = [[row.arrays[i] for row in rows] for i in range(len(self._names))]
+        return {name: self._stack(column) for name, column in zip(self._names, arrays, strict=True)}
+
+    def _stack(self, column: list[NDArray[Any]]) -> NDArray[Any]:
+        if not self.pads or all(array.shape == column[0].shape for array in column):
+            return np.stack(column)
+        stacked = np.zeros((len(column), max(len(array) for array in column)), column[0].dtype)
+        for i, array in enumerate(column):
+            stacked[i, : len(array)] = array
+        return stacked
+
+    def compatible(self, first: TensorInput, rows: Sequence[TensorInput], max_rows: int, max_elements: int) -> list[int]:
+        """Which of `rows` should share a run with `first`: the nearest in length, or those of its very shape.
+
+        Returns:
+            indices, the best first, at most `max_rows` - 1, so that the feed holds at most `max_elements` numbers in an input.
+        """
+        if not self.pads:
+            shapes = [array.shape for array in first.arrays]
+            room = min(max_rows, max_elements // max(first.elements, 1)) - 1
+            alike = (i for i, row in enumerate(rows) if [array.shape for array in row.arrays] == shapes)
+            return list(islice(alike, max(room, 0)))
+        length = first.elements
+        chosen: list[int] = []
+        longest = length
+        for i in sorted(range(len(rows)), key=lambda i: abs(rows[i].elements - length)):
+            longest = max(longest, rows[i].elements)
+            if len(chosen) + 1 >= max_rows or (len(chosen) + 2) * longest > max_elements:
+                break
+            chosen.append(i)
+        return chosen
