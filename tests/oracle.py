@@ -60,3 +60,21 @@ def assert_layers(layers: list[dict[str, Any]], recorded: Mapping[str, Mapping[s
             assert_side(layer[side], tensor, f"{name}.{side}")
         if layer["kind"] == "residual_add":
             assert_pair(layer, sides["identity"], sides["residual"], name)
+
+
+def assert_statistics_close(actual: list[dict[str, Any]], reference: list[dict[str, Any]]) -> None:
+    """Two descriptions of the same layers agree within the tolerances of `assert_side` and `assert_pair`."""
+    assert [layer["layer"] for layer in actual] == [layer["layer"] for layer in reference]
+    for one, other in zip(actual, reference, strict=True):
+        for key, expected in other.items():
+            if isinstance(expected, dict):
+                s = expected["l2"] / np.sqrt(expected["count"])
+                assert one[key]["count"] == expected["count"]
+                assert one[key]["nonfinite"] == expected["nonfinite"]
+                assert abs(one[key]["zeros"] - expected["zeros"]) <= 1e-3
+                assert abs(one[key]["l2"] - expected["l2"]) <= 1e-4 * expected["l2"]
+                assert abs(one[key]["var"] - expected["var"]) <= 2e-4 * max(expected["var"], s**2)
+                for name in ("mean", "std", "min", "max"):
+                    assert abs(one[key][name] - expected[name]) <= 1e-4 * max(abs(expected[name]), s), (one["layer"], key, name)
+            elif isinstance(expected, float):
+                assert abs(one[key] - expected) <= 1e-4 * max(abs(expected), 1)

@@ -91,11 +91,11 @@ class Batcher:
         while not self._inbox.empty():
             self._receive(arrived, None)
         until = time.monotonic() + self._limits.max_delay_s
-        while len(self._waiting) + len(arrived) < self._limits.max_size and (left := until - time.monotonic()) > 0:
-            if self._closed or not self._receive(arrived, left):
+        while not self._closed and (left := until - time.monotonic()) > 0:
+            arrived = _alive(arrived)
+            if len(self._waiting) + len(arrived) >= self._limits.max_size or not self._receive(arrived, left):
                 break
-        self._waiting += self._with_rows([job for job in arrived if not _dropped(job)])
-        self._waiting = [job for job in self._waiting if not _dropped(job)]
+        self._waiting = _alive(self._waiting) + self._with_rows(_alive(arrived))
 
     def _receive(self, arrived: list[Job], timeout_s: float | None) -> bool:
         try:
@@ -138,9 +138,8 @@ class Batcher:
             result = self._run([_row(job) for job in batch], [job.call.statistics for job in batch])
         except Exception as error:  # whatever a graph does with an input that it was not made for
             if len(batch) > 1:
-                for job in batch:
-                    if not _dropped(job):
-                        self._run_batch([job])
+                for job in _alive(batch):
+                    self._run_batch([job])
             else:
                 fail(batch[0].call, _run_error(error))
             return
@@ -168,8 +167,10 @@ def _resolve(calls: Iterable[Call]) -> None:
         call.resolve()
 
 
-def _dropped(job: Job) -> bool:
-    return job.call.abandoned or time.perf_counter_ns() > job.call.deadline_ns
+def _alive(jobs: list[Job]) -> list[Job]:
+    """Those that somebody still waits for."""
+    now = time.perf_counter_ns()
+    return [job for job in jobs if not job.call.abandoned and now <= job.call.deadline_ns]
 
 
 def _row(job: Job) -> TensorInput:

@@ -1,0 +1,276 @@
+"""The batcher with runs that the tests hold and release, and a real model whose answers must not depend on the batch."""
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+
+import numpy as np
+import pytest
+
+from models.artifact import load_artifact
+from models.preprocessing import InvalidInputError
+from service.engine.batching import Batcher, BatchLimits, BatchResult
+from service.engine.calls import Call, Outcome
+from service.engine.counters import Counters
+from service.engine.inputs import InputReader, Item, TensorInput
+from service.engine.model import ServedModel
+from service.errors import ClientGoneError, DeadlineExceededError, InvalidRequestError, ModelRunError, OverloadedError
+from service.settings import Settings
+from tests.conftest import SmallRepository
+from tests.networks import SENTENCES
+from tests.oracle import assert_statistics_close
+
+_POISON = 999
+
+
+class HeldRuns:
+    """A run that blocks until it is released, keeps the batches it saw, and fails where a row holds the poison."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.began, self.released = threading.Semaphore(0), threading.Semaphore(0)
+
+    def __call__(self, rows: Sequence[TensorInput], keep: Sequence[bool]) -> BatchResult:
+        self.batches.append([int(row.arrays[0].flat[0]) for row in rows])
+        self.began.release()
+        self.released.acquire()
+        if any((row.arrays[0] == _POISON).any() for row in rows):
+            raise RuntimeError("node /secret failed. Status Message: indices element out of data bounds")
+        outcomes = [Outcome(row.arrays[0].ravel()[:1].astype(np.float32), row.truncated, None) for row in rows]
+        return BatchResult(outcomes, 1, 2, 3)
+
+    def release(self, runs: int = 100) -> None:
+        self.released.release(runs)
+
+
+def tokens(first: int, length: int = 1) -> TensorInput:
+    """A row of a text, made of one token."""
+    ids = np.full(length, first)
+    return TensorInput((ids, np.ones_like(ids)))
+
+
+def pixels(first: int, side: int = 2) -> TensorInput:
+    """A row of an image of one colour."""
+    return TensorInput((np.full((3, side, side), first, np.float32),))
+
+
+@pytest.fixture
+def readers(small_repository: SmallRepository) -> dict[str, InputReader]:
+    """Of the text model, which pads, and of the image model, which does not."""
+    return {name: InputReader(load_artifact(small_repository.folder / name / "1"), 1000) for name in ("text", "vision")}
+
+
+async def outcomes_of(call: Call) -> list[float]:
+    """The first number of each row of a call, once it is answered."""
+    return [float(outcome.logits[0]) for outcome in await call.future]
+
+
+def batched(
+    reader: InputReader,
+    scenario: Callable[[Callable[..., Call], HeldRuns, Batcher], Awaitable[None]],
+    *,
+    max_size: int = 4,
+    max_elements: int = 1000,
+    max_delay_s: float = 0,
+) -> list[list[int]]:
+    """Runs a scenario; the first batch is already held when it starts, so all that it submits waits. Returns the later batches."""
+    held, counters = HeldRuns(), Counters()
+    batcher = Batcher("test", reader, held, counters, BatchLimits(max_size, max_elements, max_delay_s))
+
+    def submit(*items: Item, timeout_s: float = 60) -> Call:
+        call = Call(items, statistics=False, timeout_s=timeout_s)
+        for job in call.jobs:
+            job.row = job.item if isinstance(job.item, TensorInput) else None
+            batcher.put(job)
+        return call
+
+    async def main() -> None:
+        first = submit(tokens(-1) if reader.pads else pixels(-1))
+        if not max_delay_s:
+            held.began.acquire()
+        await scenario(submit, held, batcher)
+        held.release()
+        await first.future
+
+    try:
+        asyncio.run(main())
+    finally:
+        held.release()
+        batcher.close()
+    return held.batches[1:] if not max_delay_s else held.batches
+
+
+def test_what_waits_while_the_runtime_is_busy_runs_together(readers: dict[str, InputReader]) -> None:
+    """Jobs of several calls share runs of at most max_size, and every call gets its own outcomes in its own order."""
+
+    async def scenario(submit: Callable[..., Call], held: HeldRuns, batcher: Batcher) -> None:
+        calls = [submit(tokens(1), tokens(2)), submit(tokens(3)), submit(tokens(4), tokens(5), tokens(6))]
+        held.release()
+        assert [await outcomes_of(call) for call in calls] == [[1, 2], [3], [4, 5, 6]]
+
+    assert batched(readers["text"], scenario) == [[1, 2, 3, 4], [5, 6]]
+
+
+def test_texts_of_similar_length_run_together(readers: dict[str, InputReader]) -> None:
+    """The oldest goes first, with those nearest to it in length; nobody is left behind."""
+
+    async def scenario(submit: Callable[..., Call], held: HeldRuns, batcher: Batcher) -> None:
+        calls = [submit(tokens(i, length)) for i, length in enumerate([3, 50, 4, 49])]
+        held.release()
+        assert [await outcomes_of(call) for call in calls] == [[0], [1], [2], [3]]
+
+    assert batched(readers["text"], scenario, max_size=2) == [[0, 2], [1, 3]]
+
+
+def test_images_of_different_size_never_share_a_run(readers: dict[str, InputReader]) -> None:
+    """Only rows of the very same shape can be stacked."""
+
+    async def scenario(submit: Callable[..., Call], held: HeldRuns, batcher: Batcher) -> None:
+        calls = [submit(pixels(i, side)) for i, side in enumerate([2, 4, 2, 4])]
+        held.release()
+        assert [await outcomes_of(call) for call in calls] == [[0], [1], [2], [3]]
+
+    assert batched(readers["vision"], scenario) == [[0, 2], [1, 3]]
+
+
+def test_a_batch_is_bounded_by_the_numbers_in_it(readers: dict[str, InputReader]) -> None:
+    """Padding counts: rows x longest never exceeds max_elements, but one row always runs."""
+
+    async def scenario(submit: Callable[..., Call], held: HeldRuns, batcher: Batcher) -> None:
+        calls = [submit(tokens(0, 40)), submit(tokens(1, 10)), submit(tokens(2, 60)), submit(tokens(3, 200))]
+        held.release()
+        await asyncio.gather(*(call.future for call in calls))
+
+    assert batched(readers["text"], scenario, max_elements=120) == [[0, 2], [1], [3]]
+
+
+def test_abandoned_work_is_dropped_before_it_runs(readers: dict[str, InputReader]) -> None:
+    """A call that was given up never reaches the runtime, and its neighbours are answered."""
+
+    async def scenario(submit: Callable[..., Call], held: HeldRuns, batcher: Batcher) -> None:
+        kept, given_up, late = submit(tokens(1)), submit(tokens(2)), submit(tokens(3), timeout_s=0)
+        given_up.abandoned = True
+        held.release()
+        assert await outcomes_of(kept) == [1]
+        assert not given_up.future.done()
+        assert not late.future.done()  # its own timer answers it
+
+    assert batched(readers["text"], scenario) == [[1]]
+
+
+def test_a_poisonous_input_fails_alone(readers: dict[str, InputReader]) -> None:
+    """A batch that fails runs again one by one; the error names the reason, not the internals."""
+
+    async def scenario(submit: Callable[..., Call], held: HeldRuns, batcher: Batcher) -> None:
+        calls = [submit(tokens(1)), submit(tokens(_POISON)), submit(tokens(2), tokens(3))]
+        held.release()
+        assert await outcomes_of(calls[0]) == [1]
+        assert await outcomes_of(calls[2]) == [2, 3]
+        with pytest.raises(ModelRunError, match="out of data bounds") as caught:
+            await calls[1].future
+        assert "secret" not in str(caught.value)
+
+    assert batched(readers["text"], scenario) == [[1, _POISON, 2, 3], [1], [_POISON], [2], [3]]
+
+
+def test_a_text_that_cannot_be_used_fails_alone(readers: dict[str, InputReader]) -> None:
+    """Texts are tokenized together, and a blank one fails its own call only."""
+
+    async def scenario(submit: Callable[..., Call], held: HeldRuns, batcher: Batcher) -> None:
+        good, blank = submit(SENTENCES[0]), submit("   ")
+        held.release()
+        with pytest.raises(InvalidInputError, match="blank"):
+            await blank.future
+        assert len(await good.future) == 1
+
+    assert len(batched(readers["text"], scenario)) == 1
+
+
+def test_a_batch_waits_for_more_only_until_it_is_full(readers: dict[str, InputReader]) -> None:
+    """With a delay far beyond the test's time limit, a batch runs as soon as max_size inputs are there."""
+
+    async def scenario(submit: Callable[..., Call], held: HeldRuns, batcher: Batcher) -> None:
+        held.release()
+        assert await outcomes_of(submit(tokens(1))) == [1]
+
+    assert batched(readers["text"], scenario, max_size=2, max_delay_s=3600) == [[-1, 1]]
+
+
+@pytest.fixture
+def text_model(small_repository: SmallRepository) -> Iterator[ServedModel]:
+    """A model that waits for a second input, practically for ever, so that a single one can be given up while it waits."""
+    settings = Settings(max_queue_delay_ms=3_600_000, max_batch_size=2, max_queue=2, max_batch_elements=100)
+    served = ServedModel(load_artifact(small_repository.folder / "text" / "1"), settings, threads=1)
+    yield served
+    served.close()
+
+
+def test_a_request_is_answered_at_its_deadline(text_model: ServedModel) -> None:
+    """Also while its inputs wait: the caller is told within the time it asked for."""
+    with pytest.raises(DeadlineExceededError, match=r"0\.01 s"):
+        asyncio.run(text_model.predict(["hello"], statistics=False, timeout_s=0.01))
+    assert text_model.counters.snapshot().fail.count == 1
+
+
+def test_work_of_a_client_that_is_gone_is_dropped(text_model: ServedModel) -> None:
+    """The request ends when the client is found to be gone, and the next two requests are answered."""
+
+    async def scenario() -> None:
+        async def gone() -> None:
+            return
+
+        with pytest.raises(ClientGoneError):
+            await text_model.predict(["hello"], statistics=False, gone=gone)
+        both = await asyncio.gather(*(text_model.predict([text], statistics=False) for text in SENTENCES[:2]))
+        assert [len(outcomes) for outcomes, _ in both] == [1, 1]
+
+    asyncio.run(scenario())
+    assert text_model.counters.snapshot().inference_count == 2
+
+
+def test_places_are_bounded(text_model: ServedModel) -> None:
+    """`max_queue` requests may be in hand; one more is refused at once with the limit, and a place given back can be taken."""
+    assert text_model.acquire()
+    assert text_model.acquire()
+    with pytest.raises(OverloadedError) as caught:
+        text_model.acquire()
+    assert caught.value.limit == 2
+    text_model.release()
+    assert text_model.acquire()
+    text_model.release()
+    text_model.release()
+
+
+def test_an_input_larger_than_a_batch_may_be_is_refused(text_model: ServedModel) -> None:
+    """With the number, the limit and the setting."""
+    with pytest.raises(InvalidRequestError, match="NORMSCOPE_MAX_BATCH_ELEMENTS"):
+        asyncio.run(text_model.predict([tokens(1, 101)], statistics=False))
+
+
+@pytest.mark.parametrize("traffic_statistics", [True, False])
+def test_an_answer_does_not_depend_on_its_batch(small_repository: SmallRepository, traffic_statistics: bool) -> None:
+    """Texts of different length alone and together: logits within 1e-5, statistics within the stated tolerances."""
+    artifact = load_artifact(small_repository.folder / "text" / "1")
+    served = ServedModel(artifact, Settings(traffic_statistics=traffic_statistics), threads=2)
+    texts = [SENTENCES[1], " ".join(SENTENCES), SENTENCES[0], SENTENCES[2]]
+    layers = artifact.manifest.layers
+
+    async def scenario() -> tuple[list[Outcome], list[Outcome], list[Outcome]]:
+        alone = [(await served.predict([text], statistics=True))[0][0] for text in texts]
+        together, _ = await served.predict(texts, statistics=True)
+        plain, _ = await served.predict(texts, statistics=False)
+        return alone, together, plain
+
+    try:
+        alone, together, plain = asyncio.run(scenario())
+    finally:
+        served.close()
+    sizes = served.counters.snapshot().batches
+    assert set(sizes) == {1, 4}
+    for one, other, quick in zip(alone, together, plain, strict=True):
+        np.testing.assert_allclose(one.logits, other.logits, atol=1e-5)
+        np.testing.assert_allclose(one.logits, quick.logits, atol=1e-5)
+        assert one.statistics is not None
+        assert other.statistics is not None
+        assert quick.statistics is None
+        assert_statistics_close(one.statistics.describe(layers, channels=False), other.statistics.describe(layers, channels=False))
