@@ -1,5 +1,6 @@
 """The only wiring: settings in, the ASGI app out."""
 
+import os
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -8,17 +9,32 @@ from importlib.metadata import PackageNotFoundError, version
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
+from starlette.middleware.cors import CORSMiddleware
 
 from service.api import health, home, models, predict
+from service.api.admission import Admission
 from service.api.answers import add_error_handlers, answer_error
 from service.api.direct import DirectRoutes
+from service.api.keys import Keys
 from service.api.observed import ObservedRequests
 from service.engine.repository import Repository
+from service.lifecycle import Lifecycle
 from service.metrics import Metrics
 from service.settings import Settings
 from service.state import State
+from service.tracing import UNTRACED, tracing_from
 
 _HOT = (predict.predict,)
+_CORS_HEADERS = [
+    "Authorization",
+    "Content-Encoding",
+    "Content-Type",
+    "Inference-Header-Content-Length",
+    "Traceparent",
+    "Tracestate",
+    "X-API-Key",
+    "X-Request-ID",
+]
 _DESCRIPTION = (
     "Predictions together with the activation statistics of every layer before and after normalization and around every "
     "residual add."
@@ -33,6 +49,8 @@ def create_app(settings: Settings) -> FastAPI:
     """
     repository = Repository(settings)
     metrics = Metrics(repository)
+    lifecycle = Lifecycle()
+    tracing = tracing_from(os.environ, _version())
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -41,15 +59,27 @@ def create_app(settings: Settings) -> FastAPI:
         yield
         await run_in_threadpool(repository.close)
         await run_in_threadpool(background.join)
+        if tracing is not None:
+            await run_in_threadpool(tracing.close)
 
-    app = FastAPI(title="NormScope", version=_version(), description=_DESCRIPTION, lifespan=lifespan)
-    app.state.normscope = State(settings, repository, metrics)
+    telemetry = UNTRACED if tracing is None else tracing.fastapi_options
+    app = FastAPI(title="NormScope", version=_version(), description=_DESCRIPTION, lifespan=lifespan, telemetry=telemetry)
+    app.state.normscope = State(settings, repository, metrics, lifecycle, tracing)
     add_error_handlers(app)
     for module in (predict, models, health, home):
         app.include_router(module.router)
     hot = [route for route in app.routes if isinstance(route, APIRoute) and route.endpoint in _HOT]
     app.add_middleware(DirectRoutes, routes=hot, answer_error=answer_error)
-    app.add_middleware(ObservedRequests, metrics=metrics, models=repository.names)
+    app.add_middleware(Admission, lifecycle=lifecycle, keys=Keys.of(settings), open_metrics=settings.open_metrics)
+    if settings.cors_origins:  # around the keys: a browser asks without one whether it may ask
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=_CORS_HEADERS,
+            expose_headers=["X-Request-ID", "Retry-After", "Inference-Header-Content-Length"],
+        )
+    app.add_middleware(ObservedRequests, metrics=metrics, models=repository.names, tracing=tracing)
     return app
 
 

@@ -4,21 +4,32 @@ from dataclasses import dataclass
 
 from fastapi import Request
 
+from service.engine.model import Timing
 from service.engine.repository import Repository
+from service.lifecycle import Lifecycle
 from service.metrics import Metrics
 from service.settings import Settings
+from service.tracing import Tracing
 
 
 @dataclass(frozen=True)
 class State:
-    """Settings, models and metrics of one app."""
+    """Settings, models, metrics, phase and traces of one app."""
 
     settings: Settings
     repository: Repository
     metrics: Metrics
+    lifecycle: Lifecycle
+    tracing: Tracing | None
 
     @classmethod
     def of(cls, request: Request) -> "State":
         state = request.app.state.normscope
         assert isinstance(state, cls)  # set by create_app
         return state
+
+    def observe_inference(self, model: str, timing: Timing) -> None:
+        """Reports a prediction that has just been made."""
+        self.metrics.observe_inference(model, timing)
+        if self.tracing is not None:
+            self.tracing.observe_inference(timing)

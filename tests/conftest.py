@@ -9,11 +9,11 @@ from pathlib import Path
 
 import httpx
 import pytest
-import uvicorn
 
 from models.architectures.resnet import ResNet
 from models.architectures.transformer import TransformerClassifier
 from service.app import create_app
+from service.server import Server
 from service.settings import Settings
 from tests.networks import write_small_repository
 
@@ -42,7 +42,7 @@ def running_server(settings: Settings) -> Iterator[httpx.Client]:
     """A real server on a free port, ready, and a client of it."""
     app = create_app(settings)
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+    server = Server(app)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:

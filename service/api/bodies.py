@@ -1,20 +1,26 @@
 """Request bodies: an HTTP request in, encoded photos or texts out, within the limits. Decodes no image."""
 
+import asyncio
 import base64
 import binascii
+import contextlib
 from typing import Any
 
 import orjson
 from fastapi import Request
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect
 
 from models.artifact import Manifest
-from service.errors import BodyTooLargeError, InvalidRequestError, UnsupportedMediaTypeError
+from service.errors import BodyTooLargeError, InvalidRequestError, SlowRequestError, UnsupportedMediaTypeError
+from service.protocol import BODY_IS_LATE
 from service.settings import Settings
 
 _IMAGE_TYPES = "an image/* body, multipart/form-data with `image` parts, or application/json"
 _TEXT_TYPES = "application/json"
+_DROPPED_BYTES = 100_000_000
+_DROPPED_S = 5
 
 
 async def read_inputs(request: Request, manifest: Manifest, settings: Settings) -> list[bytes] | list[str]:
@@ -22,7 +28,7 @@ async def read_inputs(request: Request, manifest: Manifest, settings: Settings) 
 
     Raises:
         UnsupportedMediaTypeError: a Content-Type that the model does not read.
-        BodyTooLargeError: more than `max_body_bytes`.
+        BodyTooLargeError, SlowRequestError, ClientDisconnect: see `read_body`.
         InvalidRequestError: broken JSON, multipart or base64, no input, too many.
     """
     takes_images = manifest.task == "image-classification"
@@ -50,20 +56,55 @@ async def read_inputs(request: Request, manifest: Manifest, settings: Settings) 
 
 
 async def read_body(request: Request, max_bytes: int) -> bytes:
-    """The whole body; stops reading at the limit, whatever the headers claim.
+    """The whole body; keeps no more than `max_bytes` and one packet, whatever the headers claim.
+
+    A body that is too large is read on for at most `_DROPPED_BYTES` and `_DROPPED_S`, and dropped: a client that sends all before
+    it reads would find its connection reset otherwise, and not the answer. One that waits for leave to send
+    (`Expect: 100-continue`) gets the answer at once. The time for the body is `body_timeout_s` from its head on; the connection
+    (`service.protocol`) keeps it, so that a body that comes with its head, as nearly all do, costs no timer.
 
     Raises:
         BodyTooLargeError: more than `max_bytes`.
+        SlowRequestError: it did not come in time.
+        ClientDisconnect: the client went away before its end.
     """
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > max_bytes:
+        if request.headers.get("expect", "").lower() != "100-continue":
+            await _drop_rest(request)
         raise _too_large(int(declared), max_bytes)
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > max_bytes:
-            raise _too_large(f"at least {len(body)}", max_bytes)
-    return bytes(body)
+    body, more = await _receive(request)
+    if more:
+        chunks = bytearray(body)
+        while more and len(chunks) <= max_bytes:
+            chunk, more = await _receive(request)
+            chunks += chunk
+        body = bytes(chunks)
+    if len(body) > max_bytes:
+        if more:
+            await _drop_rest(request)
+        raise _too_large(f"at least {len(body)}", max_bytes)
+    return body
+
+
+async def _receive(request: Request) -> tuple[bytes, bool]:
+    """The next chunk, and whether there are more."""
+    message = await request.receive()
+    if message["type"] == "http.disconnect":
+        raise ClientDisconnect
+    more = message.get("more_body", False)
+    if more and BODY_IS_LATE in request.scope:
+        raise SlowRequestError("the body did not arrive in time", remedy="send it faster, or raise NORMSCOPE_BODY_TIMEOUT_S")
+    return message.get("body", b""), more
+
+
+async def _drop_rest(request: Request) -> None:
+    dropped, more = 0, True
+    with contextlib.suppress(TimeoutError, SlowRequestError):
+        async with asyncio.timeout(_DROPPED_S):
+            while more and dropped < _DROPPED_BYTES:
+                chunk, more = await _receive(request)
+                dropped += len(chunk)
 
 
 def _too_large(size: object, max_bytes: int) -> BodyTooLargeError:

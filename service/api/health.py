@@ -17,8 +17,11 @@ def live() -> Response:
 
 @router.get("/readyz", response_model=Health, responses={503: {"model": Health}})
 def ready(request: Request) -> Response:
-    """200 once every model is loaded and has run; 503 before, and for good if one cannot be loaded."""
-    repository = State.of(request).repository
+    """200 once every model is loaded and has run; 503 before, if one cannot be loaded, and from the moment of a signal to stop."""
+    state = State.of(request)
+    repository = state.repository
+    if not state.lifecycle.serving:
+        return json_answer({"status": "stopping", "reason": "the service is about to stop"}, 503)
     if repository.ready:
         return json_answer({"status": "ready", "reason": None})
     if repository.failures:

@@ -1,43 +1,90 @@
-"""ASGI middleware that counts and times every request by route, never by raw path: labels stay few."""
+"""ASGI middleware around everything else: each request gets its id, and is counted, timed, logged and traced once.
 
+By route, never by raw path, so that labels stay few. The id is that of the header `X-Request-ID` if it is sane, else a new one;
+every answer carries it. What the app raises ends here: whatever happens, the client gets an answer of the usual shape.
+"""
+
+import asyncio
+import itertools
+import logging
+import os
+import re
 import time
 from collections.abc import Collection
 
+from fastapi import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.api.answers import answer_error
+from service.errors import NotReadyError
+from service.logs import FIELDS, request_id
 from service.metrics import Metrics
+from service.tracing import Tracing
 
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
+_SANE = re.compile(rb"[\x20-\x7e]{1,128}")
+_UNDER_LOAD = (429, 503, 504)
+_access = logging.getLogger("normscope.access")
 
 
 class ObservedRequests:
-    """Wraps the app and reports to `Metrics`."""
+    """Wraps the app; reports to `Metrics`, to the access log and to the span of the request if there is one."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, models: Collection[str]) -> None:
-        self._app, self._metrics, self._models = app, metrics, models
+    def __init__(self, app: ASGIApp, metrics: Metrics, models: Collection[str], tracing: Tracing | None = None) -> None:
+        self._app, self._metrics, self._models, self._tracing = app, metrics, models, tracing
+        self._prefix, self._counter = os.urandom(8).hex(), itertools.count()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        status = 500
         start = time.perf_counter()
+        identity = self._identity(scope)
+        request_id.set(identity)
+        status = 0
 
         async def observed_send(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", identity.encode())]
+                if self._tracing is not None:
+                    self._tracing.describe_request(scope["method"], *self._place(scope), identity)
             await send(message)
 
         try:
             await self._app(scope, receive, observed_send)
+        except (Exception, asyncio.CancelledError) as error:
+            known = NotReadyError("the service stopped before the answer was ready", remedy="send the request again")
+            response = await answer_error(Request(scope), known if isinstance(error, asyncio.CancelledError) else error)
+            if not status:  # else uvicorn closes the connection: an answer that has begun cannot be taken back
+                await response(scope, receive, observed_send)
         finally:
-            route = getattr(scope.get("route"), "path", "(none)")
-            model = scope.get("path_params", {}).get("model", "")
-            self._metrics.observe_request(
-                method=scope["method"] if scope["method"] in _METHODS else "(other)",
-                route=route,
-                model=model if model in self._models else "",
-                status=status,
-                seconds=time.perf_counter() - start,
-            )
+            self._report(scope, status or 500, time.perf_counter() - start)
+
+    def _identity(self, scope: Scope) -> str:
+        for name, value in scope["headers"]:
+            if name == b"x-request-id" and _SANE.fullmatch(value):
+                return str(value, "ascii")
+        return f"{self._prefix}{next(self._counter):016x}"
+
+    def _place(self, scope: Scope) -> tuple[str, str]:
+        """The route and the model; a model that is not there is as good as none."""
+        model = scope.get("path_params", {}).get("model", "")
+        return getattr(scope.get("route"), "path", "(none)"), model if model in self._models else ""
+
+    def _report(self, scope: Scope, status: int, seconds: float) -> None:
+        method = scope["method"] if scope["method"] in _METHODS else "(other)"
+        route, model = self._place(scope)
+        self._metrics.observe_request(method=method, route=route, model=model, status=status, seconds=seconds)
+        level = _level(status)
+        if _access.isEnabledFor(level):
+            ms = round(seconds * 1000, 3)
+            fields = {"method": method, "route": route, "model": model, "status": status, "ms": ms}
+            _access.log(level, "%s %s %s %d %.3f ms", method, route, model or "-", status, ms, extra={FIELDS: fields})
+
+
+def _level(status: int) -> int:
+    if status in _UNDER_LOAD:
+        return logging.DEBUG
+    return logging.ERROR if status >= 500 else logging.INFO if status >= 400 else logging.DEBUG

@@ -65,7 +65,7 @@ async def predict(request: Request, model: str) -> Response:
             timeout_s=None if query.timeout_ms is None else query.timeout_ms / 1000,
             gone=partial(disconnected, request),
         )
-    state.metrics.observe_inference(manifest.name, timing)
+    state.observe_inference(manifest.name, timing)
     return json_answer(
         {
             "model": manifest.name,

@@ -321,5 +321,5 @@ class Health(BaseModel):
 
     model_config = _like({"status": "ready", "reason": None})
 
-    status: Literal["live", "ready", "loading", "failed"]
+    status: Literal["live", "ready", "loading", "failed", "stopping"]
     reason: str | None = None

@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -47,6 +48,14 @@ def read_until(started: subprocess.Popen[str], pattern: str) -> re.Match[str]:
     raise AssertionError(f"no line matched {pattern!r}:\n{''.join(log)}")
 
 
+def ready_url(started: subprocess.Popen[str]) -> str:
+    """The URL of the process once its models are ready."""
+    url = read_until(started, r"running on (http://[\d.]+:\d+)")[1]
+    while httpx.get(f"{url}/readyz").status_code != 200:
+        pass
+    return url
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_process_with_status_0(small_repository: SmallRepository, number: signal.Signals) -> None:
     """The process serves on a free port and exits with 0 at the signal."""
@@ -57,23 +66,103 @@ def test_a_signal_ends_the_process_with_status_0(small_repository: SmallReposito
         assert started.wait(30) == 0
 
 
-def test_accepted_requests_are_answered_after_the_signal(small_repository: SmallRepository) -> None:
-    """A request whose body is still on its way when SIGTERM comes is answered; only then the process ends, with 0."""
-    with process("--port", "0", NORMSCOPE_MODEL_REPOSITORY=str(small_repository.folder)) as started:
-        url = read_until(started, r"running on (http://[\d.]+:\d+)")[1]
-        read_until(started, r"vision/1 is ready")
+def poll(url: str, status: int) -> httpx.Response:
+    """Asks on a new connection each time until the status is this."""
+    while True:
+        answer = predict(url)
+        if answer.status_code == status:
+            return answer
 
-        def body() -> Iterator[bytes]:
-            yield b'{"inputs": '
+
+def predict(url: str) -> httpx.Response:
+    """A small prediction on a connection of its own."""
+    return httpx.post(f"{url}/v1/models/text/predict", json={"inputs": "hello"}, timeout=30)
+
+
+@contextmanager
+def unfinished_request(url: str) -> Iterator[socket.socket]:
+    """The connection of a prediction whose body still lacks its last byte, `}`."""
+    address = httpx.URL(url)
+    with socket.create_connection((address.host, address.port), timeout=60) as connection:
+        head = b"POST /v1/models/text/predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 19\r\n\r\n"
+        connection.sendall(head + b'{"inputs": "hello"')
+        assert httpx.get(f"{url}/livez").status_code == 200  # the bytes above have been read: connections are read in turn
+        yield connection
+
+
+def received(connection: socket.socket) -> bytes:
+    """All that comes until the end of the connection."""
+    return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+def test_no_request_fails_while_the_service_drains(small_repository: SmallRepository) -> None:
+    """After SIGTERM the service is not ready any more, yet a client that opens new connections is served and told to close each
+    one; once a request is refused, none is served any more; the process ends with 0."""
+    with process("--port", "0", "--drain-delay-s", "3", NORMSCOPE_MODEL_REPOSITORY=str(small_repository.folder)) as started:
+        url = ready_url(started)
+        assert predict(url).headers.get("connection") != "close"
+        with httpx.Client(base_url=url) as kept:
+            assert kept.get("/readyz").status_code == 200
             started.send_signal(signal.SIGTERM)
-            read_until(started, "Shutting down")
-            yield b'"hello"}'
+            read_until(started, "stopping: not ready any more")
+            refused = kept.get("/readyz")
+            assert (refused.status_code, refused.json()["status"]) == (503, "stopping")
+            assert refused.headers["connection"] == "close"
+        served = predict(url)
+        assert (served.status_code, served.headers["connection"]) == (200, "close")
+        outcomes = []
+        while started.poll() is None:
+            try:
+                outcomes.append(predict(url).status_code)
+            except httpx.TransportError:
+                outcomes.append(0)
+        assert outcomes == sorted(outcomes, key=lambda status: status != 200)
+        assert set(outcomes) <= {200, 503, 0}
+        assert started.returncode == 0
 
-        answer = httpx.post(
-            f"{url}/v1/models/text/predict", content=body(), headers={"Content-Type": "application/json"}, timeout=30
-        )
-        assert answer.status_code == 200
+
+def test_accepted_requests_finish_while_new_ones_are_refused(small_repository: SmallRepository) -> None:
+    """A request whose body is still on its way when SIGTERM comes is answered; meanwhile new ones get 503 with Retry-After, health
+    still answers, and the process ends with 0 afterwards."""
+    with process("--port", "0", NORMSCOPE_MODEL_REPOSITORY=str(small_repository.folder)) as started:
+        url = ready_url(started)
+        with unfinished_request(url) as accepted:
+            started.send_signal(signal.SIGTERM)
+            refused = poll(url, 503)
+            assert refused.headers["retry-after"] == "1"
+            assert refused.json()["error"]["code"] == "not_ready"
+            assert httpx.get(f"{url}/livez").status_code == 200
+            accepted.sendall(b"}")
+            answer = received(accepted)
+        assert answer.startswith(b"HTTP/1.1 200")
+        assert b"connection: close" in answer
         assert started.wait(30) == 0
+
+
+def test_a_request_that_takes_too_long_is_told_so(small_repository: SmallRepository) -> None:
+    """A request that does not finish within `shutdown_grace_s` is answered 503, not cut; the process still ends with 0."""
+    repository = str(small_repository.folder)
+    with process("--port", "0", "--shutdown-grace-s", "1", NORMSCOPE_MODEL_REPOSITORY=repository) as started:
+        with unfinished_request(ready_url(started)) as accepted:
+            started.send_signal(signal.SIGTERM)
+            answer = received(accepted)
+        assert answer.startswith(b"HTTP/1.1 503")
+        assert b"not_ready" in answer
+        assert started.wait(30) == 0
+
+
+@pytest.mark.parametrize("delay", ["0", "1000"])
+def test_a_second_signal_ends_the_process_at_once(small_repository: SmallRepository, delay: str) -> None:
+    """While the service drains, or waits for a request that never ends, a second signal ends it, with the status of a signal."""
+    repository = str(small_repository.folder)
+    with (
+        process("--port", "0", "--drain-delay-s", delay, NORMSCOPE_MODEL_REPOSITORY=repository) as started,
+        unfinished_request(ready_url(started)),
+    ):
+        started.send_signal(signal.SIGTERM)
+        read_until(started, "stopping: not ready any more" if delay == "1000" else "1 accepted")
+        started.send_signal(signal.SIGTERM)
+        assert started.wait(30) == 128 + signal.SIGTERM
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,39 @@
+"""ASGI middleware that lets a request in or not: API keys, and no new requests once the service stops."""
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from service.api.answers import error_answer
+from service.api.keys import Keys
+from service.errors import NotReadyError, ServiceError
+from service.lifecycle import Lifecycle
+
+_HEALTH = frozenset({"/livez", "/readyz", "/v2/health/live", "/v2/health/ready"})
+_METRICS = "/metrics"
+_ADMINISTRATION = "/v2/repository/models/"  # below it are load and unload alone
+
+
+class Admission:
+    """Answers 503 to requests that come after the end has begun, 401 or 403 to those without the right key; passes on the rest.
+
+    Health stays open in every state, so that an orchestrator sees the reason; the metrics are there until the end.
+    """
+
+    def __init__(self, app: ASGIApp, lifecycle: Lifecycle, keys: Keys | None, *, open_metrics: bool) -> None:
+        self._app, self._lifecycle, self._keys = app, lifecycle, keys
+        self._keyless = _HEALTH | {_METRICS} if open_metrics else _HEALTH
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and (self._keys is not None or self._lifecycle.stopping):
+            try:
+                self._check(scope)
+            except ServiceError as error:
+                await error_answer(scope["path"], error)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    def _check(self, scope: Scope) -> None:
+        path = scope["path"]
+        if self._keys is not None and path not in self._keyless:
+            self._keys.check(scope["headers"], administers=path.startswith(_ADMINISTRATION))
+        if self._lifecycle.stopping and path not in _HEALTH and path != _METRICS:
+            raise NotReadyError("the service is about to stop", remedy="send the request again, to another instance or later")

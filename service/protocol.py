@@ -1,0 +1,226 @@
+"""One HTTP connection: uvicorn's protocol, with the limits that it lacks against slow and greedy clients.
+
+| what a client does | what happens |
+| --- | --- |
+| does not complete the head of a request within `header_timeout_s` | 408 and the end of the connection |
+| connects and sends nothing for that time | the end of the connection |
+| sends a head larger than `max_header_bytes` | 431 and the end of the connection |
+| sends what is not HTTP | 400 and the end of the connection |
+| does not complete the body within `body_timeout_s` after the head | whoever reads the body is told, and answers 408 |
+| reads nothing of a large answer for `_STALLED_S` | the end of the connection |
+| leaves the connection idle between two requests | uvicorn ends it after 5 s |
+
+The size of a body is bounded where it is read, in `service.api.bodies`. After 400, 431 and the 408 of a late head a little more is
+read and dropped: a connection that is closed with bytes unread is reset, and the client would lose the answer. These answers have
+no request id, because nothing has become a request.
+
+None of it costs a usual request more than a few comparisons: timers run only for what has not come with the first packet.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from service.lifecycle import Lifecycle
+
+BODY_IS_LATE = "normscope.body_is_late"
+"""In the scope of a request whose body is late. The reader of the body wakes with an empty chunk."""
+
+_STALLED_S = 60
+_LINGER_S = 2
+_LINGER_BYTES = 1 << 20
+_REASONS = {
+    400: ("invalid_http", "the request is not HTTP/1.1", "send a valid request"),
+    408: ("slow_request", "the head of the request did not arrive in time", "send it faster, or raise NORMSCOPE_HEADER_TIMEOUT_S"),
+    431: ("head_too_large", "the head of the request is too large", "send fewer headers, or raise NORMSCOPE_MAX_HEADER_BYTES"),
+}
+
+
+@dataclass(frozen=True)
+class ConnectionLimits:
+    """What a request may take: its head (first line and headers) and its body."""
+
+    header_timeout_s: float
+    max_header_bytes: int
+    body_timeout_s: float
+
+
+class ConnectionsState(ServerState):
+    """What uvicorn shares between the connections of a server, and what `BoundedProtocol` needs beside it."""
+
+    def __init__(self, limits: ConnectionLimits, lifecycle: Lifecycle) -> None:
+        super().__init__()
+        self.limits, self.lifecycle = limits, lifecycle
+
+
+class _Alarm:
+    """Calls back after a time, unless it is cancelled or set anew."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __bool__(self) -> bool:
+        return self._timer is not None
+
+    def set(self, delay_s: float, ring: Callable[[], None]) -> None:
+        self.cancel()
+        self._timer = self._loop.call_later(delay_s, ring)
+
+    def cancel(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+class _HeadTooLargeError(Exception):
+    """Stops the parser."""
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """A connection within the limits; once the service drains, every answer is the last of its connection."""
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ConnectionsState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._limits, self._lifecycle = server_state.limits, server_state.lifecycle
+        self._in_message = self._in_head = False
+        self._head_bytes = 0  # of the head that is being read, but for what shares a packet with the request before it
+        self._too_large = False
+        self._head_alarm = _Alarm(self.loop)
+        self._body_alarm = _Alarm(self.loop)
+        self._stall_alarm = _Alarm(self.loop)
+        self._unsent = 0
+        self._linger_alarm = _Alarm(self.loop)
+        self._dropped: int | None = None  # bytes that came after the connection was given up; None: it was not
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
+        super().connection_made(transport)
+        self._head_alarm.set(self._limits.header_timeout_s, self._head_is_late)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._head_alarm.cancel()
+        self._body_alarm.cancel()
+        self._stall_alarm.cancel()
+        self._linger_alarm.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._dropped is not None:
+            self._dropped += len(data)
+            if self._dropped > _LINGER_BYTES:
+                self.transport.close()
+            return
+        if self._in_head or not self._in_message:
+            self._head_bytes += len(data)
+        super().data_received(data)
+        if self._dropped is not None:
+            return
+        if self._in_head:
+            if self._head_bytes > self._limits.max_header_bytes:
+                self._give_up(431)
+                return
+        elif self._in_message and not self._body_alarm:
+            self._body_alarm.set(self._limits.body_timeout_s, self._body_is_late)
+        if not self._in_head and self.cycle is not None and not self.cycle.response_complete:
+            return  # a request is in hand
+        if not self._head_alarm and not self.transport.is_closing():
+            self._head_alarm.set(self._limits.header_timeout_s, self._head_is_late)
+
+    def on_message_begin(self) -> None:
+        self._in_message = self._in_head = True
+        super().on_message_begin()
+
+    def on_message_complete(self) -> None:
+        self._in_message = False
+        self._body_alarm.cancel()
+        super().on_message_complete()
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        self._head_alarm.cancel()
+        if self._head_bytes > self._limits.max_header_bytes and self._head_size() > self._limits.max_header_bytes:
+            self._too_large = True
+            raise _HeadTooLargeError
+        self._head_bytes = 0
+        super().on_headers_complete()
+        if not self._lifecycle.serving:
+            self.close_after_answer()
+
+    def send_400_response(self, msg: str) -> None:
+        self._give_up(431 if self._too_large else 400)
+
+    def close_after_answer(self) -> None:
+        """Makes the answer to the request in hand, if there is one, the last of the connection."""
+        if self.cycle is not None:
+            self.cycle.keep_alive = False
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._unsent = self.transport.get_write_buffer_size()
+        self._stall_alarm.set(_STALLED_S, self._check_progress)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._stall_alarm.cancel()
+
+    def _head_size(self) -> int:
+        return len(self.url) + sum(len(name) + len(value) + len(b": \r\n") for name, value in self.headers)
+
+    def _head_is_late(self) -> None:
+        if self.cycle is not None and not self.cycle.response_complete:  # the next head waits behind an answer of ours
+            self._head_alarm.set(self._limits.header_timeout_s, self._head_is_late)
+        elif self._in_head:
+            self._give_up(408)
+        else:
+            self.transport.close()
+
+    def _body_is_late(self) -> None:
+        if self.cycle.response_complete:
+            self.transport.close()
+            return
+        self.cycle.scope[BODY_IS_LATE] = True  # type: ignore[literal-required]  # uvicorn's type has no room for others' keys
+        self.cycle.message_event.set()
+
+    def _give_up(self, status: int) -> None:
+        self._dropped = 0
+        self._head_alarm.cancel()
+        if self.transport.is_closing():
+            return
+        if self.cycle is not None and not self.cycle.response_complete:  # an answer of another request is half sent
+            self.transport.close()
+            return
+        body = _reason(status)
+        headers = [
+            *self.server_state.default_headers,
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(body)),
+            (b"connection", b"close"),
+        ]
+        self.transport.write(b"".join([STATUS_LINE[status], *(b"%b: %b\r\n" % header for header in headers), b"\r\n", body]))
+        self.transport.write_eof()
+        self._linger_alarm.set(_LINGER_S, self.transport.close)
+
+    def _check_progress(self) -> None:
+        unsent = self.transport.get_write_buffer_size()
+        if unsent >= self._unsent:
+            self.transport.abort()
+            return
+        self._unsent = unsent
+        self._stall_alarm.set(_STALLED_S, self._check_progress)
+
+
+def _reason(status: int) -> bytes:
+    code, message, remedy = _REASONS[status]
+    return orjson.dumps({"error": {"code": code, "message": message, "value": None, "limit": None, "remedy": remedy}})
