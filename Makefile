@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 ARCHIVE_RESNET50 ?=
 ARCHIVE_ENCODER ?=
 
-.PHONY: serve test check format train bench clean help
+.PHONY: serve test check format train bench bench-peers clean help
 
 help:            ## list the commands
-	@grep -E '^[a-z]+: .*##' Makefile | sed -E 's/:.*##/\t/'
+	@grep -E '^[a-z-]+: .*##' Makefile | sed -E 's/:.*##/\t/'
 
 # The stamps hold what is installed; serving never installs torch.
 $(VENV)/serve.stamp: pyproject.toml
@@ -49,5 +49,10 @@ train: $(VENV)/test.stamp        ## train both models (hours on a CPU) and write
 bench: $(VENV)/test.stamp        ## print the table of speeds
 	$(BIN)/python -m tests.benchmarks.overhead
 
+# each peer gets an environment of its own under .bench; NORMSCOPE_CLINC150 and NORMSCOPE_IMAGENETTE name local data for real inputs
+bench-peers: $(VENV)/test.stamp  ## measure beside LitServe, BentoML, MLServer and Ray Serve, then overload (an hour; needs wrk)
+	$(BIN)/python -m tests.benchmarks.peers
+	$(BIN)/python -m tests.benchmarks.peers --overload
+
 clean:           ## remove the environment and caches
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	rm -rf $(VENV) .bench .pytest_cache .mypy_cache .ruff_cache *.egg-info
