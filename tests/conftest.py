@@ -9,6 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from fastapi import FastAPI
 
 from models.architectures.resnet import ResNet
 from models.architectures.transformer import TransformerClassifier
@@ -39,8 +40,14 @@ def small_repository(tmp_path_factory: pytest.TempPathFactory) -> SmallRepositor
 
 @contextmanager
 def running_server(settings: Settings) -> Iterator[httpx.Client]:
-    """A real server on a free port, ready, and a client of it."""
-    app = create_app(settings)
+    """A real server of these settings, ready, and a client of it."""
+    with running_app(create_app(settings)) as client:
+        yield client
+
+
+@contextmanager
+def running_app(app: FastAPI) -> Iterator[httpx.Client]:
+    """The app on a free port, ready, and a client of it."""
     listener = socket.create_server(("127.0.0.1", 0))
     server = Server(app)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
