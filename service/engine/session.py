@@ -28,7 +28,7 @@ class RunResult:
 class Session:
     """One loaded graph. `run` may be called from one thread at a time without waiting, from several with."""
 
-    def __init__(self, artifact: Artifact, taps: Sequence[str], threads: int, provider: Provider) -> None:
+    def __init__(self, artifact: Artifact, taps: Sequence[str], threads: int, provider: Provider = "cpu") -> None:
         """Loads the model of an artifact with `taps` as further outputs.
 
         Raises:
