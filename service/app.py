@@ -17,6 +17,7 @@ from service.api.answers import add_error_handlers, answer_error
 from service.api.direct import DirectRoutes
 from service.api.keys import Keys
 from service.api.observed import ObservedRequests
+from service.api.oip import routes as oip
 from service.engine.repository import Repository
 from service.lifecycle import Lifecycle
 from service.metrics import Metrics
@@ -24,7 +25,6 @@ from service.settings import Settings
 from service.state import State
 from service.tracing import UNTRACED, tracing_from
 
-_HOT = (predict.predict,)
 _CORS_HEADERS = [
     "Authorization",
     "Content-Encoding",
@@ -66,9 +66,9 @@ def create_app(settings: Settings) -> FastAPI:
     app = FastAPI(title="NormScope", version=_version(), description=_DESCRIPTION, lifespan=lifespan, telemetry=telemetry)
     app.state.normscope = State(settings, repository, metrics, lifecycle, tracing)
     add_error_handlers(app)
-    for module in (predict, models, health, home):
+    for module in (predict, models, oip, health, home):
         app.include_router(module.router)
-    hot = [route for route in app.routes if isinstance(route, APIRoute) and route.endpoint in _HOT]
+    hot = [route for router in (predict.router, oip.hot_router) for route in router.routes if isinstance(route, APIRoute)]
     app.add_middleware(DirectRoutes, routes=hot, answer_error=answer_error)
     app.add_middleware(Admission, lifecycle=lifecycle, keys=Keys.of(settings), open_metrics=settings.open_metrics)
     if settings.cors_origins:  # around the keys: a browser asks without one whether it may ask

@@ -1,0 +1,44 @@
+"""The tensors of a checked request -> the items that the engine takes: encoded images, texts or rows. Knows no HTTP."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from service.api.bodies import from_base64
+from service.api.oip.datatypes import Tensor
+from service.api.oip.interface import ModelInterface
+from service.engine.inputs import Item, TensorInput
+from service.errors import InvalidRequestError
+
+
+def read_items(tensors: Sequence[Tensor], interface: ModelInterface) -> list[Item]:
+    """One item for each row of the batch.
+
+    Args:
+        tensors: of an `InferRequest`.
+        interface: of the same model.
+
+    Raises:
+        InvalidRequestError: a text that is not UTF-8, an image in JSON that is not base64.
+    """
+    if tensors[0].name == interface.encoded.name:
+        read = _read_image if interface.takes_images else _read_text
+        return [read(i, value) for i, value in enumerate(tensors[0].values)]
+    arrays = [np.asarray(tensor.values) for tensor in tensors]
+    return [TensorInput(row) for row in zip(*arrays, strict=True)]
+
+
+def _read_image(index: int, value: bytes | str) -> bytes:
+    return from_base64(index, value) if isinstance(value, str) else value
+
+
+def _read_text(index: int, value: bytes | str) -> str:
+    try:
+        return value if isinstance(value, str) else value.decode()
+    except UnicodeDecodeError as error:
+        raise InvalidRequestError(
+            f"text {index} is not UTF-8 ({error.reason} at byte {error.start})",
+            value=error.reason,
+            limit="UTF-8",
+            remedy="encode texts as UTF-8",
+        ) from None
