@@ -79,7 +79,7 @@ def create_app(settings: Settings) -> FastAPI:
             allow_headers=_CORS_HEADERS,
             expose_headers=["X-Request-ID", "Retry-After", "Inference-Header-Content-Length"],
         )
-    app.add_middleware(ObservedRequests, metrics=metrics, models=repository.names, tracing=tracing)
+    app.add_middleware(ObservedRequests, metrics=metrics, repository=repository, tracing=tracing)
     return app
 
 

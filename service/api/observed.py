@@ -10,12 +10,12 @@ import logging
 import os
 import re
 import time
-from collections.abc import Collection
 
 from fastapi import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.answers import answer_error
+from service.engine.repository import Repository
 from service.errors import NotReadyError
 from service.logs import FIELDS, request_id
 from service.metrics import Metrics
@@ -30,8 +30,8 @@ _access = logging.getLogger("normscope.access")
 class ObservedRequests:
     """Wraps the app; reports to `Metrics`, to the access log and to the span of the request if there is one."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, models: Collection[str], tracing: Tracing | None = None) -> None:
-        self._app, self._metrics, self._models, self._tracing = app, metrics, models, tracing
+    def __init__(self, app: ASGIApp, metrics: Metrics, repository: Repository, tracing: Tracing | None = None) -> None:
+        self._app, self._metrics, self._repository, self._tracing = app, metrics, repository, tracing
         self._prefix, self._counter = os.urandom(8).hex(), itertools.count()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -71,7 +71,7 @@ class ObservedRequests:
     def _place(self, scope: Scope) -> tuple[str, str]:
         """The route and the model; a model that is not there is as good as none."""
         model = scope.get("path_params", {}).get("model", "")
-        return getattr(scope.get("route"), "path", "(none)"), model if model in self._models else ""
+        return getattr(scope.get("route"), "path", "(none)"), model if model in self._repository.names else ""
 
     def _report(self, scope: Scope, status: int, seconds: float) -> None:
         method = scope["method"] if scope["method"] in _METHODS else "(other)"
