@@ -20,7 +20,7 @@ class Metrics:
     def __init__(self, repository: Repository) -> None:
         self._registry = CollectorRegistry()
         self._requests = Counter(
-            "normscope_requests", "HTTP requests", ["method", "route", "model", "status"], registry=self._registry
+            "normscope_requests", "requests over HTTP and gRPC", ["method", "route", "model", "status"], registry=self._registry
         )
         self._latency = Histogram(
             "normscope_request_seconds",
@@ -46,11 +46,11 @@ class Metrics:
         self._registry.register(_Models(repository))
         ProcessCollector(registry=self._registry)
         # finding a series by its labels costs more than counting in it
-        self._requests_of: dict[tuple[str, str, str, int], tuple[Counter, Histogram]] = {}
+        self._requests_of: dict[tuple[str, str, str, int | str], tuple[Counter, Histogram]] = {}
         self._inference_of: dict[str, tuple[Histogram, Histogram]] = {}
 
-    def observe_request(self, method: str, route: str, model: str, status: int, seconds: float) -> None:
-        """Counts one answered request."""
+    def observe_request(self, method: str, route: str, model: str, status: int | str, seconds: float) -> None:
+        """Counts one answered request; over gRPC the method is `GRPC`, the status the name of its code."""
         key = (method, route, model, status)
         series = self._requests_of.get(key)
         if series is None:

@@ -6,7 +6,10 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import uvicorn
 from fastapi import FastAPI
@@ -20,11 +23,14 @@ from service.protocol import BoundedProtocol, ConnectionLimits, ConnectionsState
 from service.settings import Settings
 from service.state import State
 
+if TYPE_CHECKING:
+    from service.grpc.server import GrpcServer
+
 _log = logging.getLogger("normscope")
 
 
 class Server(uvicorn.Server):
-    """Serves an app until a signal, and ends in three steps without a failed request.
+    """Serves an app until a signal, over gRPC too if a port is set for it, and ends in three steps without a failed request.
 
     1. For `drain_delay_s` everything is still served, but the service is not ready any more, and every answer is the last of its
        connection: routers learn late that an instance goes away.
@@ -54,6 +60,18 @@ class Server(uvicorn.Server):
         limits = ConnectionLimits(self._settings.header_timeout_s, self._settings.max_header_bytes, self._settings.body_timeout_s)
         self.server_state: ConnectionsState = ConnectionsState(limits, self._lifecycle)
         self._drain_until: float | None = None
+        self._make_grpc = None if self._settings.grpc_port is None else _grpc_server(state, app.version, self._settings.grpc_port)
+        self._grpc: GrpcServer | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._make_grpc is not None:
+            try:
+                self._grpc = self._make_grpc()
+            except OSError as error:
+                sys.exit(f"cannot serve: {error}")
+        await super().startup(sockets)
+        if self._grpc is not None:
+            await self._grpc.start()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.should_exit:
@@ -63,6 +81,8 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Called ten times a second; true once the service has drained."""
+        if self._grpc is not None:
+            self._grpc.refresh()
         if not await super().on_tick(counter):
             return False
         if self._drain_until is None:
@@ -77,11 +97,27 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._lifecycle.stop()
         deadline = time.monotonic() + self._settings.shutdown_grace_s
-        if accepted := set(self.server_state.tasks):
+        accepted = set(self.server_state.tasks)
+        if self._grpc is not None:
+            accepted |= self._grpc.finish()
+        if accepted:
             _log.info("stopping: new requests are refused, %d accepted ones are worked on", len(accepted))
             await asyncio.wait(accepted, timeout=self._settings.shutdown_grace_s)
+        if self._grpc is not None:
+            await self._grpc.stop()
         self.config.timeout_graceful_shutdown = max(1, round(deadline - time.monotonic()))
         await super().shutdown(sockets)
+
+
+def _grpc_server(state: State, version: str, port: int) -> "Callable[[], GrpcServer]":
+    """Makes the server for gRPC, on the event loop that is to run it.
+
+    Raises:
+        ImportError: the extra `grpc` is not installed.
+    """
+    from service.grpc.server import GrpcServer  # noqa: PLC0415  # the packages of the extra may be missing
+
+    return partial(GrpcServer, state, version, port)
 
 
 def serve() -> None:
@@ -95,4 +131,8 @@ def serve() -> None:
         app = create_app(settings)
     except ArtifactError as error:
         sys.exit(f"cannot serve: {error}")
-    Server(app).run()
+    try:
+        server = Server(app)
+    except ImportError as error:
+        sys.exit(f"cannot serve gRPC: {error.name} is not installed; pip install normscope[grpc], or unset NORMSCOPE_GRPC_PORT")
+    server.run()

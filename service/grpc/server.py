@@ -1,0 +1,128 @@
+"""The gRPC server: the state of the app in, a listening port out. Runs on the event loop that starts it."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
+from typing import Any
+
+import grpc
+from google.protobuf.message import Message
+
+from service.errors import NotOfferedError
+from service.grpc.admission import Admission
+from service.grpc.calls import CallFailedError, Calls, Context, stopping, time_left
+from service.grpc.health import Health
+from service.grpc.inference import infer
+from service.grpc.messages import METHODS, Fields, add_services, error_in_stream, in_stream, make_reply, model_of
+from service.grpc.methods import Method, Methods
+from service.state import State
+
+_log = logging.getLogger("normscope")
+_STREAM = "ModelStreamInfer"
+
+
+class GrpcServer:
+    """One server; made, started and stopped on the same event loop."""
+
+    def __init__(self, state: State, version: str, port: int) -> None:
+        """Takes the port, 0 for a free one, without listening yet.
+
+        Raises:
+            OSError: the port cannot be had.
+        """
+        self._state = state
+        self._calls = Calls(state)
+        self._idle: set[asyncio.Task[Any]] = set()  # streams that wait for their next message
+        self._health = Health(state)
+        settings = state.settings
+        self._server = grpc.aio.server(
+            interceptors=[Admission(state, self._calls)],
+            options=[
+                ("grpc.max_receive_message_length", settings.max_body_bytes),
+                ("grpc.max_send_message_length", -1),  # what an answer may hold is bounded by max_statistics_values
+                ("grpc.max_metadata_size", settings.max_header_bytes),
+                ("grpc.absolute_max_metadata_size", settings.max_header_bytes),
+                ("grpc.server_handshake_timeout_ms", int(settings.header_timeout_s * 1000)),
+                ("grpc.so_reuseport", 0),  # two processes on one port are a mistake, not a cluster
+            ],
+        )
+        methods = Methods(state, version).by_name
+        handlers: dict[str, object] = {name: self._not_offered(name) for name in METHODS}
+        handlers |= {name: self._describes(name, method) for name, method in methods.items()}
+        handlers |= {"ModelInfer": self._infer, _STREAM: self._stream}
+        add_services(self._server, SimpleNamespace(**handlers), self._health)
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        try:
+            self._address = f"{host}:{self._server.add_insecure_port(f'{host}:{port}')}"
+        except RuntimeError as error:
+            raise OSError(f"gRPC cannot listen on {host}:{port}: {error}") from error
+
+    async def start(self) -> None:
+        """Listens."""
+        await self._server.start()
+        _log.info("gRPC running on %s", self._address)
+
+    def refresh(self) -> None:
+        """Lets those who watch the health know of changes; to be called again and again."""
+        self._health.refresh()
+
+    def finish(self) -> set[asyncio.Task[Any]]:
+        """Once the lifecycle is `stopping`: ends the streams that wait for a message; the calls that are still worked on."""
+        for task in self._idle:
+            task.cancel()
+        return set(self._calls.in_hand)
+
+    async def stop(self) -> None:
+        """Tells the calls in hand that they get no answer, and closes the port."""
+        if cut := set(self._calls.in_hand):
+            for task in cut:
+                task.cancel()
+            await asyncio.wait(cut)
+        await self._server.stop(None)
+
+    def _describes(self, name: str, method: Method) -> Callable[[Any, Context], Awaitable[Message]]:
+        async def answer(request: Any, context: Context) -> Message:
+            async with self._calls.hold(context):
+                with self._calls.observe(name, model_of(request), context):
+                    return make_reply(name, await method(request))
+
+        return answer
+
+    def _not_offered(self, name: str) -> Callable[[Any, Context], Awaitable[Message]]:
+        async def refuse(request: object) -> Fields:
+            raise NotOfferedError(
+                f"{name} belongs to an extension that is not offered",
+                value=name,
+                remedy="ServerMetadata lists the extensions; tensors travel in messages, the level of the log is a setting",
+            )
+
+        return self._describes(name, refuse)
+
+    async def _infer(self, request: Any, context: Context) -> Message:
+        async with self._calls.hold(context):
+            with self._calls.observe("ModelInfer", model_of(request), context):
+                return await infer(self._state, request, time_left(context))
+
+    async def _stream(self, requests: object, context: Context) -> None:
+        async with self._calls.hold(context):
+            while (request := await self._next(context)) is not grpc.aio.EOF:
+                await context.write(await self._answer_in_stream(request, context))
+
+    async def _next(self, context: Context) -> Any:
+        task = asyncio.current_task()
+        assert task is not None  # calls are coroutines
+        if self._state.lifecycle.stopping:
+            raise stopping()
+        self._idle.add(task)
+        try:
+            return await context.read()
+        finally:
+            self._idle.discard(task)
+
+    async def _answer_in_stream(self, request: Any, context: Context) -> Message:
+        try:
+            with self._calls.observe(_STREAM, model_of(request), context):
+                return in_stream(await infer(self._state, request, time_left(context)))
+        except CallFailedError as failed:
+            return error_in_stream(request, failed.text)

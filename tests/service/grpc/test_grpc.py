@@ -1,0 +1,111 @@
+"""gRPC on a port of its own. Each client runs in a process of its own: protos of the package `inference` clash in one."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from service.errors import OIP_STATUSES
+from tests.conftest import SmallRepository
+from tests.service.grpc.clients import __file__ as clients
+from tests.service.test_server import ROOT, process, read_until
+
+_PACKAGES = ("grpc", "grpc_health", "grpc_reflection", "tritonclient")
+_KEYS = {"NORMSCOPE_API_KEYS": "a-plain-key", "NORMSCOPE_ADMIN_API_KEYS": "an-admin-key"}
+pytestmark = pytest.mark.skipif(
+    not all(map(importlib.util.find_spec, _PACKAGES)), reason="the extra grpc is not installed: pip install normscope[grpc]"
+)
+
+
+@contextmanager
+def _grpc_server(repository: SmallRepository, *arguments: str, **environment: str) -> Iterator[dict[str, str]]:
+    """A process that serves HTTP and gRPC on free ports, as the environment of clients; it must end with 0 after SIGTERM."""
+    folder = str(repository.folder)
+    options = ("--port", "0", "--grpc-port", "0", *arguments)
+    with process(*options, NORMSCOPE_MODEL_REPOSITORY=folder, **environment) as started:
+        url = read_until(started, r"running on (http://[\d.]+:\d+)")[1]
+        address = read_until(started, r"gRPC running on ([\d.]+:\d+)")[1]
+        while httpx.get(f"{url}/readyz").status_code != 200:
+            pass
+        yield {"TARGET_HTTP": url, "TARGET_GRPC": address, "TARGET_PROCESS": str(started.pid)}
+        started.terminate()
+        assert started.wait(60) == 0
+
+
+def _run_client(name: str, environment: dict[str, str]) -> None:
+    """Runs the tests in `clients/{name}.py`."""
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "--noconftest",
+        "-p",
+        "no:cacheprovider",
+        "-q",
+        str(Path(clients).with_name(f"{name}.py")),
+    ]
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.fixture(scope="module")
+def server(small_repository: SmallRepository) -> Iterator[dict[str, str]]:
+    """One process for the clients that do not stop it."""
+    with _grpc_server(small_repository) as started:
+        yield started
+
+
+@pytest.mark.parametrize("name", ["triton_sync", "triton_aio", "stubs", "standard"])
+def test_client(server: dict[str, str], name: str) -> None:
+    """What the client's own file promises."""
+    _run_client(name, server)
+
+
+def test_keys(small_repository: SmallRepository) -> None:
+    """With keys set, only health is open."""
+    with _grpc_server(small_repository, **_KEYS) as server:
+        _run_client("keys", server)
+
+
+@pytest.mark.parametrize(("delay_ms", "grace_s", "answers"), [("3000", "60", "1"), ("600000", "1", "0")])
+def test_stopping(small_repository: SmallRepository, delay_ms: str, grace_s: str, answers: str) -> None:
+    """A call in hand is answered within the grace, or told that it will not be; the process ends with 0."""
+    options = ("--drain-delay-s", "2", "--shutdown-grace-s", grace_s, "--max-queue-delay-ms", delay_ms)
+    with _grpc_server(small_repository, *options) as server:
+        _run_client("stopping", server | {"TARGET_ANSWERS": answers})
+
+
+def test_a_taken_port_is_an_error(small_repository: SmallRepository, server: dict[str, str]) -> None:
+    """A port that another process has ends the process with status 1 and a message."""
+    port = server["TARGET_GRPC"].rpartition(":")[2]
+    with process("--port", "0", "--grpc-port", port, NORMSCOPE_MODEL_REPOSITORY=str(small_repository.folder)) as started:
+        output, _ = started.communicate(timeout=60)
+    assert started.returncode == 1
+    assert f"gRPC cannot listen on 127.0.0.1:{port}" in output
+    assert "Traceback" not in output
+
+
+def test_without_the_extra(small_repository: SmallRepository, tmp_path: Path) -> None:
+    """With a port set but without the packages, the process ends with status 1 and names the remedy."""
+    (tmp_path / "grpc.py").write_text("raise ModuleNotFoundError(\"No module named 'grpc'\", name='grpc')\n")
+    repository, path = str(small_repository.folder), os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    with process("--grpc-port", "0", NORMSCOPE_MODEL_REPOSITORY=repository, PYTHONPATH=path) as started:
+        output, _ = started.communicate(timeout=60)
+    assert started.returncode == 1
+    assert "pip install normscope[grpc]" in output
+    assert "Traceback" not in output
+
+
+def test_every_error_has_a_code() -> None:
+    """Each error of the service has a gRPC status code, in a process of its own."""
+    names = [kind.__name__ for kind in OIP_STATUSES]
+    code = "from service.grpc.codes import CODES; print([kind.__name__ for kind in CODES])"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout == f"{names}\n"
