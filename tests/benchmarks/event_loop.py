@@ -15,8 +15,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -29,6 +30,7 @@ from service.server import Server
 from service.settings import Settings
 from tests.benchmarks.peers import inputs
 from tests.benchmarks.peers.wrk import Generator, HttpRequest, check_installed, finish
+from tests.benchmarks.stillness import undisturbed
 
 _BEAT_S = 0.001
 _PHOTO = "/v1/models/resnet50/predict"
@@ -99,11 +101,9 @@ def loads() -> dict[str, list[tuple[int, Sequence[HttpRequest]]]]:
     long_texts = [" ".join(inputs.texts()[i : i + 40]) for i in range(0, 400, 40)]
     small = [HttpRequest(_PHOTO, "image/jpeg", photo) for photo in photos]
     large = [HttpRequest(_PHOTO, "image/jpeg", large_photo())]
-    texts = [HttpRequest(_TEXT, "application/json", b'{"inputs": "%s"}' % text.encode()) for text in long_texts]
-    huge = [HttpRequest(_TEXT, "application/json", b'{"inputs": "%s"}' % (b"words " * 1_000_000))]
-    many = [
-        HttpRequest(_TEXT, "application/json", b'{"inputs": [%s]}' % b", ".join(b'"%s"' % text.encode() for text in long_texts))
-    ]
+    texts = [HttpRequest.of_json(_TEXT, {"inputs": text}) for text in long_texts]
+    many = [HttpRequest.of_json(_TEXT, {"inputs": long_texts})]
+    huge = [HttpRequest.of_json(_TEXT, {"inputs": "words " * 1_000_000})]
     return {
         "photos": [(8, small)],
         "photos of 12 megapixels": [(8, large)],
@@ -120,10 +120,26 @@ def _with_statistics(requests: Sequence[HttpRequest], level: str) -> list[HttpRe
     return [HttpRequest(f"{one.path}?statistics={level}", one.content_type, one.body) for one in requests]
 
 
-def _print_row(server: BeatingServer, name: str, start: float, rate: str) -> None:
+def _row(server: BeatingServer, name: str, send: Callable[[], str]) -> str:
+    """The gaps while something is sent, which tells its rate."""
+    start = time.perf_counter()
+    rate = send()
     late = [ms for when, ms in server.gaps if when >= start]
     p50, p99 = np.percentile(late, [50, 99])
-    print(f"| {name} | {rate} | {len(late)} | {p50:.2f} | {p99:.2f} | {max(late):.1f} |", flush=True)
+    return f"| {name} | {rate} | {len(late)} | {p50:.2f} | {p99:.2f} | {max(late):.1f} |"
+
+
+def _rest(seconds: int) -> str:
+    time.sleep(seconds)
+    return ""
+
+
+def _send(generators: Sequence[tuple[int, Generator]], url: str, seconds: int) -> str:
+    """All at once; `!` marks refused or broken requests."""
+    with ExitStack() as stack:
+        runs = [stack.enter_context(generator.start(url, connections, seconds)) for connections, generator in generators]
+        done = [finish(run) for run in runs]
+    return " + ".join(f"{load.per_second:.0f}{' !' if load.refused or load.broken else ''}" for load in done)
 
 
 def main() -> None:
@@ -135,24 +151,16 @@ def main() -> None:
     os.environ.pop("NORMSCOPE_MODEL_REPOSITORY", None)  # the shipped models are measured
     with beating() as (server, url), tempfile.TemporaryDirectory() as name:
         print("| load | requests/s | beats | late p50 ms | p99 ms | most ms |\n| --- | --- | --- | --- | --- | --- |")
-        start = time.perf_counter()
-        time.sleep(seconds)
-        _print_row(server, "none", start, "")
+        print(undisturbed(partial(_row, server, "none", partial(_rest, seconds))))
         with busy_cores():
-            start = time.perf_counter()
-            time.sleep(seconds)
-            _print_row(server, "none, cores busy", start, "")
+            print(undisturbed(partial(_row, server, "none, cores busy", partial(_rest, seconds))))
         for row, (title, parts) in enumerate(loads().items()):
-            with ExitStack() as stack:
-                start = time.perf_counter()
-                runs = []
-                for i, (connections, requests) in enumerate(parts):
-                    folder = Path(name) / f"{row}-{i}"
-                    folder.mkdir()
-                    runs.append(stack.enter_context(Generator(folder, requests).start(url, connections, seconds)))
-                rates = [finish(run) for run in runs]
-            marks = [f"{load.per_second:.0f}{' !' if load.refused or load.broken else ''}" for load in rates]
-            _print_row(server, title, start, " + ".join(marks))
+            generators = []
+            for i, (connections, requests) in enumerate(parts):
+                folder = Path(name) / f"{row}-{i}"
+                folder.mkdir()
+                generators.append((connections, Generator(folder, requests)))
+            print(undisturbed(partial(_row, server, title, partial(_send, generators, url, seconds))), flush=True)
 
 
 if __name__ == "__main__":

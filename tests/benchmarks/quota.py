@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from models.artifact import Artifact, load_artifact
 from models.preprocessing import ImagePreprocessing
 from service.engine.session import Session
 from tests.benchmarks.peers.classifier import SHIPPED
+from tests.benchmarks.stillness import undisturbed
 
 _MODELS = ("encoder", "resnet50")
 _ARRANGEMENTS = ("as shipped", "spinning", "defaults of ONNX Runtime")
@@ -141,7 +143,8 @@ def main() -> None:
         with quota_group(cores) as group:
             measured: dict[str, list[dict[str, tuple[float, float]]]] = {name: [] for name in _ARRANGEMENTS}
             for _, name in itertools.product(range(arguments.rounds), _ARRANGEMENTS):
-                measured[name].append(_measure_held(name, cores, arguments.seconds, group))
+                held = partial(_measure_held, name, cores, arguments.seconds, group)
+                measured[name].append(undisturbed(held))
         for name, rounds in measured.items():
             cells = [
                 f"{statistics.median(one[case][0] for one in rounds):.1f}, {statistics.median(one[case][1] for one in rounds):.2f}"

@@ -33,30 +33,32 @@ def works(models: Sequence[str]) -> list[Work]:
     return found
 
 
-def choose(system: System, work: Work, seconds: int) -> Arrangement:
-    """The arrangement that is fastest under the densest load."""
+def choose(system: System, work: Work, seconds: int) -> Arrangement | None:
+    """The arrangement that is fastest under the densest load; None where none serves."""
     if len(system.arrangements) == 1:
         return system.arrangements[0]
     densest = work.connections[-1:]
     speeds = {}
     for arrangement in system.arrangements:
-        (load,), _ = measured(system, work, arrangement, densest, seconds)
+        try:
+            (load,), _ = measured(system, work, arrangement, densest, seconds)
+        except WrongAnswerError as error:
+            _log(f"left out: {system.name}, {arrangement}: {error}")
+            continue
         speeds[arrangement] = 0.0 if load.refused or load.broken else load.per_second
         _log(f"{work.model}: {system.name}, {arrangement}: {load.per_second:.0f}/s")
-    return max(speeds, key=lambda arrangement: speeds[arrangement])
+    return max(speeds, key=lambda arrangement: speeds[arrangement], default=None)
 
 
 def compare(
     work: Work, systems: Sequence[System], *, rounds: int, seconds: int, search: bool
 ) -> tuple[list[Measurement], list[Limit]]:
     """All rounds of one model: one measurement for each system, one limit for each round."""
-    chosen: dict[str, Arrangement] = {}
+    results: dict[str, Measurement] = {}
     for system in systems:
-        try:
-            chosen[system.name] = choose(system, work, min(3, seconds)) if search else system.arrangements[0]
-        except WrongAnswerError as error:
-            _log(f"left out: {error}")
-    results = {name: Measurement(name, arrangement, []) for name, arrangement in chosen.items()}
+        chosen = choose(system, work, min(3, seconds)) if search else system.arrangements[0]
+        if chosen is not None:
+            results[system.name] = Measurement(system.name, chosen, [])
     limits: list[Limit] = []
     for number in range(1, rounds + 1):
         limits.append(measure(work.model, seconds))

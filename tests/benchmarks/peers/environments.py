@@ -9,10 +9,10 @@ ROOT = Path(__file__).resolve().parent.parent.parent.parent
 _FOLDER = ROOT / ".bench"
 
 REQUIREMENTS = {
-    "litserve": "litserve==0.2.19",
-    "bentoml": "bentoml==1.4.39",  # 1.4.40 asks for certifi>=2026.10.19, which was not published when this was written
-    "mlserver": "mlserver==1.7.1",
-    "ray": "ray[serve]==2.60.0",
+    "litserve": ["litserve==0.2.19"],
+    "bentoml": ["bentoml==1.4.39"],  # 1.4.40 asks for certifi>=2026.10.19, which was not published when this was written
+    "mlserver": ["mlserver==1.7.1", "uvloop<0.22"],  # its processes ask for an event loop in a way that later ones refuse
+    "ray": ["ray[serve]==2.60.0"],
 }
 """The versions that the serving code was written for and tested with."""
 
@@ -23,7 +23,7 @@ _NEEDED = ("numpy", "pydantic")  # in whatever version fits the peer
 def environment(peer: str) -> Path:
     """The folder of the peer's environment; created and filled if its requirements are not what is installed."""
     folder = _FOLDER / peer
-    requirements = [REQUIREMENTS[peer], *(f"{name}=={version(name)}" for name in _WORK), *_NEEDED]
+    requirements = [*REQUIREMENTS[peer], *(f"{name}=={version(name)}" for name in _WORK), *_NEEDED]
     stamp = folder / "requirements.txt"
     wanted = "\n".join(requirements) + "\n"
     if stamp.exists() and stamp.read_text() == wanted:

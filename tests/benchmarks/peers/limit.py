@@ -12,10 +12,12 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 
 from tests.benchmarks.peers import inputs
 from tests.benchmarks.peers.arrangement import Arrangement
 from tests.benchmarks.peers.classifier import Classifier, Item
+from tests.benchmarks.stillness import undisturbed
 
 _BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 _CLIENTS = 64  # texts are ordered by length among as many as may wait at a server under the densest load
@@ -87,14 +89,15 @@ def _p50_ms(classifier: Classifier, items: Sequence[Item], seconds: float) -> fl
 def _measure_here(model: str, seconds: float) -> Limit:
     items: Sequence[Item] = inputs.photos() if model == "resnet50" else inputs.texts()
     classifiers = {arrangement: Classifier(model, arrangement) for arrangement in _ARRANGEMENTS}
-    p50_ms = min(_p50_ms(classifier, items, seconds / 4) for classifier in classifiers.values())
+    p50_ms = min(undisturbed(partial(_p50_ms, classifier, items, seconds / 4)) for classifier in classifiers.values())
     speeds = {
-        (arrangement, size): _throughput(classifier, arrangement.workers, _batches(items, size), _SEARCH_S)
+        (arrangement, size): undisturbed(partial(_throughput, classifier, arrangement.workers, _batches(items, size), _SEARCH_S))
         for arrangement, classifier in classifiers.items()
         for size in _BATCH_SIZES
     }
     arrangement, size = max(speeds, key=lambda key: speeds[key])
-    per_second = _throughput(classifiers[arrangement], arrangement.workers, _batches(items, size), seconds)
+    fastest = partial(_throughput, classifiers[arrangement], arrangement.workers, _batches(items, size), seconds)
+    per_second = undisturbed(fastest)
     spinning = ", spinning" if arrangement.spinning else ""
     return Limit(per_second, p50_ms, size, f"{arrangement.workers} x {arrangement.threads} threads{spinning}")
 

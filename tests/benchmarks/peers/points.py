@@ -62,7 +62,7 @@ def await_start(system: System, work: Work, server: Server, folder: Path) -> Non
     request = system.request(work.model, work.items[0])
     deadline = time.monotonic() + _START_S
     state = "no answer"
-    while time.monotonic() < deadline:
+    while time.monotonic() < deadline and server.process.poll() is None:
         try:
             answer = httpx.post(server.url + request.path, content=request.body, headers=_headers(request.content_type), timeout=30)
             if answer.status_code == 200:
@@ -72,7 +72,7 @@ def await_start(system: System, work: Work, server: Server, folder: Path) -> Non
             state = repr(error)
         time.sleep(0.2)
     tail = (folder / "server.log").read_text(errors="replace")[-2000:]
-    raise WrongAnswerError(f"{system.name} is not ready after {_START_S} s ({state}); its log ends with:\n{tail}")
+    raise WrongAnswerError(f"{system.name} has ended, or is not ready after {_START_S} s ({state}); its log ends with:\n{tail}")
 
 
 def _headers(content_type: str) -> dict[str, str]:

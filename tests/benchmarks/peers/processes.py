@@ -18,11 +18,11 @@ class Server:
     """A running server."""
 
     url: str
-    pid: int
+    process: subprocess.Popen[bytes]
 
     def memory_mb(self) -> float:
         """Proportional set size (PSS) of the whole process tree: resident memory, shared pages counted once."""
-        return sum(_pss_kb(pid) for pid in tree(self.pid)) / 1024
+        return sum(_pss_kb(pid) for pid in tree(self.process.pid)) / 1024
 
 
 def free_port() -> int:
@@ -63,7 +63,7 @@ def running(command: Sequence[str], environment: Mapping[str, str], folder: Path
             command, env=os.environ | environment, cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
         )
     try:
-        yield Server(f"http://127.0.0.1:{port}", process.pid)
+        yield Server(f"http://127.0.0.1:{port}", process)
     finally:
         _stop(process)
 

@@ -45,13 +45,9 @@ class System:
             yield server
 
 
-def _json(path: str, body: object) -> HttpRequest:
-    return HttpRequest(path, "application/json", json.dumps(body).encode())
-
-
 def _file_or_json(path: str, model: str, item: Item) -> HttpRequest:
     """A photo as the body itself, a text in JSON."""
-    return HttpRequest(path, "image/jpeg", item) if isinstance(item, bytes) else _json(path, {"inputs": item})
+    return HttpRequest(path, "image/jpeg", item) if isinstance(item, bytes) else HttpRequest.of_json(path, {"inputs": item})
 
 
 def _text(item: Item) -> str:
@@ -107,7 +103,7 @@ def _mlserver(model: str, port: int, folder: Path, arrangement: Arrangement) -> 
 def _mlserver_request(model: str, item: Item) -> HttpRequest:
     content = {"content_type": "base64" if isinstance(item, bytes) else "str"}
     tensor = {"name": "inputs", "shape": [1, 1], "datatype": "BYTES", "parameters": content, "data": [_text(item)]}
-    return _json(f"/v2/models/{model}/infer", {"inputs": [tensor]})
+    return HttpRequest.of_json(f"/v2/models/{model}/infer", {"inputs": [tensor]})
 
 
 def _ray(model: str, port: int, folder: Path, arrangement: Arrangement) -> Command:
@@ -152,7 +148,7 @@ SYSTEMS = (
     System(
         "BentoML",
         _bentoml,
-        lambda model, item: _json("/predict", {"inputs": [_text(item)]}),
+        lambda model, item: HttpRequest.of_json("/predict", {"inputs": [_text(item)]}),
         lambda answer: str(answer[0]),
         _WORKERS,  # its wait adapts itself
     ),

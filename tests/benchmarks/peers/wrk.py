@@ -1,11 +1,15 @@
 """The load generator: wrk, a compiled one, the same for every system. Rendered HTTP requests in, counts and percentiles out."""
 
+import json
 import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
+
+from tests.benchmarks.stillness import undisturbed
 
 # Requests are rendered once, before the run: building them in Lua would slow the generator down. Each file entry is its length
 # in decimal, a newline, and the bytes. `response` stays undefined, so that wrk does not hand every body to Lua.
@@ -65,6 +69,11 @@ class HttpRequest:
     content_type: str
     body: bytes
 
+    @classmethod
+    def of_json(cls, path: str, body: object) -> Self:
+        """The body as JSON."""
+        return cls(path, "application/json", json.dumps(body).encode())
+
     def render(self) -> bytes:
         head = (
             f"POST {self.path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: {self.content_type}\r\n"
@@ -97,8 +106,8 @@ class Generator:
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     def run(self, url: str, connections: int, seconds: int) -> Load:
-        """A run to its end."""
-        return finish(self.start(url, connections, seconds))
+        """A run to its end, during which the machine did not stand still."""
+        return undisturbed(lambda: finish(self.start(url, connections, seconds)))
 
 
 def finish(process: subprocess.Popen[str]) -> Load:
