@@ -56,7 +56,8 @@ class Batcher:
     def __init__(self, name: str, reader: InputReader, run: Run, counters: Counters, limits: BatchLimits) -> None:
         self._reader, self._run, self._counters, self._limits = reader, run, counters, limits
         self._inbox: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-        self._waiting: list[Job] = []
+        self._arrived: list[Job] = []  # taken from the inbox, but not looked at yet
+        self._waiting: list[Job] = []  # with their rows
         self._closed = False
         self._thread = threading.Thread(target=self._work, name=f"run-{name}", daemon=True)
         self._thread.start()
@@ -64,7 +65,7 @@ class Batcher:
     @property
     def depth(self) -> int:
         """Inputs that wait for a run."""
-        return self._inbox.qsize() + len(self._waiting)
+        return self._inbox.qsize() + len(self._arrived) + len(self._waiting)
 
     def put(self, job: Job) -> None:
         """Adds a job; its item is a text, or its row is there."""
@@ -85,19 +86,19 @@ class Batcher:
 
     def _take_arrivals(self) -> None:
         """Blocks until there is something to run; then takes all that has come, and waits for more as long as is allowed."""
-        arrived: list[Job] = []
         if not self._waiting and not self._closed:
-            self._receive(arrived, None)
+            self._receive(None)
         while not self._inbox.empty():
-            self._receive(arrived, None)
+            self._receive(None)
         until = time.monotonic() + self._limits.max_delay_s
         while not self._closed and (left := until - time.monotonic()) > 0:
-            arrived = _alive(arrived)
-            if len(self._waiting) + len(arrived) >= self._limits.max_size or not self._receive(arrived, left):
+            self._arrived = _alive(self._arrived)
+            if len(self._waiting) + len(self._arrived) >= self._limits.max_size or not self._receive(left):
                 break
-        self._waiting = _alive(self._waiting) + self._with_rows(_alive(arrived))
+        self._waiting = _alive(self._waiting) + self._with_rows(_alive(self._arrived))
+        self._arrived = []
 
-    def _receive(self, arrived: list[Job], timeout_s: float | None) -> bool:
+    def _receive(self, timeout_s: float | None) -> bool:
         try:
             job = self._inbox.get(timeout=timeout_s)
         except queue.Empty:
@@ -105,7 +106,7 @@ class Batcher:
         if job is None:
             self._closed = True
         else:
-            arrived.append(job)
+            self._arrived.append(job)
         return True
 
     def _with_rows(self, jobs: list[Job]) -> list[Job]:

@@ -75,14 +75,6 @@ def test_keys(small_repository: SmallRepository) -> None:
         _run_client("keys", server)
 
 
-@pytest.mark.parametrize(("delay_ms", "grace_s", "answers"), [("3000", "60", "1"), ("600000", "1", "0")])
-def test_stopping(small_repository: SmallRepository, delay_ms: str, grace_s: str, answers: str) -> None:
-    """A call in hand is answered within the grace, or told that it will not be; the process ends with 0."""
-    options = ("--drain-delay-s", "2", "--shutdown-grace-s", grace_s, "--max-queue-delay-ms", delay_ms)
-    with _grpc_server(small_repository, *options) as server:
-        _run_client("stopping", server | {"TARGET_ANSWERS": answers})
-
-
 def test_a_taken_port_is_an_error(small_repository: SmallRepository, server: dict[str, str]) -> None:
     """A port that another process has ends the process with status 1 and a message."""
     port = server["TARGET_GRPC"].rpartition(":")[2]

@@ -90,7 +90,7 @@ def test_the_deadline_of_the_client(stub: Any) -> None:
 def test_ids(stub: Any) -> None:
     """The id of a request comes back in the trailing metadata, or a new one; also beside an error."""
     _, call = stub.ModelInfer.with_call(_text(b"hello"), metadata=[("x-request-id", "mine")])
-    assert dict(call.trailing_metadata())["x-request-id"] == "mine"
+    assert ("x-request-id", "mine") in call.trailing_metadata()
     with pytest.raises(grpc.RpcError) as raised:
         stub.ModelInfer(_text(b"hello", model="nope"))
     assert len(dict(raised.value.trailing_metadata())["x-request-id"]) == 24

@@ -79,11 +79,17 @@ def test_raw_tensors_and_versions(triton: InferenceServerClient) -> None:
 
 def test_async_infer(triton: InferenceServerClient) -> None:
     """Several requests at once, each with its own answer."""
-    sentences = ["hello", "what", "my balance"]
-    pending = [triton.async_infer("text", [texts(each)]) for each in sentences]
-    for sentence, each in zip(sentences, pending, strict=True):
+    answers: queue.Queue[tuple[str, InferResult | None]] = queue.Queue()
+    for sentence in ("hello", "what", "my balance"):
+
+        def keep(result: InferResult | None, error: InferenceServerException | None, sentence: str = sentence) -> None:
+            answers.put((sentence, result))
+
+        triton.async_infer("text", [texts(sentence)], keep)
+    for sentence, result in [answers.get(timeout=60) for _ in range(3)]:
+        assert result is not None
         expected = triton.infer("text", [texts(sentence)]).as_numpy("logits")
-        np.testing.assert_allclose(each.get_result().as_numpy("logits"), expected, atol=1e-5)
+        np.testing.assert_allclose(result.as_numpy("logits"), expected, atol=1e-5)
 
 
 def test_stream(triton: InferenceServerClient) -> None:
