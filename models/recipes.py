@@ -62,11 +62,9 @@ class Recipe:
 # ResNet-50 on Imagenette: small images first, where an epoch costs a fraction. Served at the size of the last epochs, the best on
 # the selection photos: 80.8 % at 96 px, 76.5 at 112, 78.0 at 128, 71.0 at 144.
 _RESNET_TRAINING = TrainingConfig(
-    phases=(Phase(10, 48), Phase(6, 64), Phase(3, 96), Phase(9, 64), Phase(4, 96), Phase(2, 128)),
+    phases=(Phase(10, 48), Phase(6, 64), Phase(3, 96)),
     batch_size=64,
     peak_lr=3e-3,
-    restarts=(19,),
-    restart_decay=0.6,
     weight_decay=0.05,
     channels_last=True,
 )
