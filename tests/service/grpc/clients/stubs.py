@@ -93,7 +93,8 @@ def test_ids(stub: Any) -> None:
     assert ("x-request-id", "mine") in call.trailing_metadata()
     with pytest.raises(grpc.RpcError) as raised:
         stub.ModelInfer(_text(b"hello", model="nope"))
-    (identity,) = [value for name, value in raised.value.trailing_metadata() if name == "x-request-id"]
+    error: Any = raised.value  # its types do not tell that it is the call, too
+    (identity,) = [value for name, value in error.trailing_metadata() if name == "x-request-id"]
     assert len(identity) == 24
 
 
