@@ -7,17 +7,18 @@ from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
 
 from fastapi import FastAPI
-from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware.cors import CORSMiddleware
 
 from service.api import health, home, models, predict
 from service.api.admission import Admission
 from service.api.answers import add_error_handlers, answer_error
-from service.api.direct import DirectRoutes
+from service.api.direct import DirectRoutes, HotRoutes
 from service.api.keys import Keys
-from service.api.observed import ObservedRequests
+from service.api.observed import ObservedRequests, Observer
 from service.api.oip import routes as oip
+from service.api.outermost import OutermostMiddleware
+from service.api.refusal import EarlyRefusal
 from service.engine.repository import Repository
 from service.lifecycle import Lifecycle
 from service.metrics import Metrics
@@ -63,23 +64,26 @@ def create_app(settings: Settings) -> FastAPI:
             await run_in_threadpool(tracing.close)
 
     telemetry = UNTRACED if tracing is None else tracing.fastapi_options
-    app = FastAPI(title="NormScope", version=_version(), description=_DESCRIPTION, lifespan=lifespan, telemetry=telemetry)
-    app.state.normscope = State(settings, repository, metrics, lifecycle, tracing)
+    app = OutermostMiddleware(
+        title="NormScope", version=_version(), description=_DESCRIPTION, lifespan=lifespan, telemetry=telemetry
+    )
     add_error_handlers(app)
     for module in (predict, models, oip, health, home):
         app.include_router(module.router)
-    hot = [route for router in (predict.router, oip.hot_router) for route in router.routes if isinstance(route, APIRoute)]
-    app.add_middleware(DirectRoutes, routes=hot, answer_error=answer_error)
-    app.add_middleware(Admission, lifecycle=lifecycle, keys=Keys.of(settings), open_metrics=settings.open_metrics)
+    hot, observer, keys = HotRoutes([predict.router, oip.hot_router]), Observer(metrics, repository), Keys.of(settings)
+    refuse = EarlyRefusal(hot, repository, observer, lifecycle, keys)
+    app.state.normscope = State(settings, repository, metrics, lifecycle, tracing, refuse)
+    app.wrap(DirectRoutes, hot=hot, answer_error=answer_error)
+    app.wrap(Admission, lifecycle=lifecycle, keys=keys, open_metrics=settings.open_metrics)
     if settings.cors_origins:  # around the keys: a browser asks without one whether it may ask
-        app.add_middleware(
+        app.wrap(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "POST"],
             allow_headers=_CORS_HEADERS,
             expose_headers=["X-Request-ID", "Retry-After", "Inference-Header-Content-Length"],
         )
-    app.add_middleware(ObservedRequests, metrics=metrics, repository=repository, tracing=tracing)
+    app.wrap(ObservedRequests, observer=observer, tracing=tracing)
     return app
 
 

@@ -9,6 +9,7 @@
 | does not complete the body within `body_timeout_s` after the head | whoever reads the body is told, and answers 408 |
 | reads nothing of a large answer for `_STALLED_S` | the end of the connection |
 | leaves the connection idle between two requests | uvicorn ends it after 5 s |
+| asks a model whose queue is full | refused once the head is read, see `service.api.refusal` |
 
 The size of a body is bounded where it is read, in `service.api.bodies`. After 400, 431 and the 408 of a late head a little more is
 read and dropped: a connection that is closed with bytes unread is reset, and the client would lose the answer. These answers have
@@ -23,14 +24,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import orjson
+from uvicorn._types import ASGI3Application
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
+from service.api.refusal import EarlyRefusal, Refusal
 from service.lifecycle import Lifecycle
 
 BODY_IS_LATE = "normscope.body_is_late"
 """In the scope of a request whose body is late. The reader of the body wakes with an empty chunk."""
+CLIENT_IS_GONE = "normscope.client_is_gone"
+"""In the scope of a request whose connection has ended before its answer."""
 
 _STALLED_S = 60
 _LINGER_S = 2
@@ -54,9 +59,9 @@ class ConnectionLimits:
 class ConnectionsState(ServerState):
     """What uvicorn shares between the connections of a server, and what `BoundedProtocol` needs beside it."""
 
-    def __init__(self, limits: ConnectionLimits, lifecycle: Lifecycle) -> None:
+    def __init__(self, limits: ConnectionLimits, lifecycle: Lifecycle, refuse: EarlyRefusal) -> None:
         super().__init__()
-        self.limits, self.lifecycle = limits, lifecycle
+        self.limits, self.lifecycle, self.refuse = limits, lifecycle, refuse
 
 
 class _Alarm:
@@ -94,7 +99,7 @@ class BoundedProtocol(HttpToolsProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        self._limits, self._lifecycle = server_state.limits, server_state.lifecycle
+        self._limits, self._lifecycle, self._refuse = server_state.limits, server_state.lifecycle, server_state.refuse
         self._in_message = self._in_head = False
         self._head_bytes = 0  # of the head that is being read, but for what shares a packet with the request before it
         self._too_large = False
@@ -114,6 +119,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._body_alarm.cancel()
         self._stall_alarm.cancel()
         self._linger_alarm.cancel()
+        if self.cycle is not None:
+            self.cycle.scope[CLIENT_IS_GONE] = True  # type: ignore[literal-required]  # as above
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -202,13 +209,29 @@ class BoundedProtocol(HttpToolsProtocol):
             self.transport.close()
             return
         body = _reason(status)
-        headers = [
-            *self.server_state.default_headers,
-            (b"content-type", b"application/json"),
-            (b"content-length", b"%d" % len(body)),
-            (b"connection", b"close"),
-        ]
-        self.transport.write(b"".join([STATUS_LINE[status], *(b"%b: %b\r\n" % header for header in headers), b"\r\n", body]))
+        headers = ((b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)))
+        self._write_last(Refusal(status, headers, body))
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        refusal = self._refuse(cycle.scope)  # type: ignore[arg-type]  # uvicorn's own type of a scope
+        if refusal is None:
+            super()._start_asgi_task(cycle, app)
+            return
+        cycle.response_started = cycle.response_complete = True
+        if cycle.keep_alive and self._lifecycle.serving:  # the body, if there is more of it, is read and dropped
+            self._write(refusal)
+            cycle.on_response()
+        else:
+            self._dropped = 0
+            self._write_last(refusal)
+
+    def _write(self, answer: Refusal, *more: tuple[bytes, bytes]) -> None:
+        headers = (*self.server_state.default_headers, *answer.headers, *more)
+        lines = (b"%b: %b\r\n" % header for header in headers)
+        self.transport.write(b"".join([STATUS_LINE[answer.status], *lines, b"\r\n", answer.body]))
+
+    def _write_last(self, answer: Refusal) -> None:
+        self._write(answer, (b"connection", b"close"))
         self.transport.write_eof()
         self._linger_alarm.set(_LINGER_S, self.transport.close)
 

@@ -58,7 +58,7 @@ class Server(uvicorn.Server):
             )
         )
         limits = ConnectionLimits(self._settings.header_timeout_s, self._settings.max_header_bytes, self._settings.body_timeout_s)
-        self.server_state: ConnectionsState = ConnectionsState(limits, self._lifecycle)
+        self.server_state: ConnectionsState = ConnectionsState(limits, self._lifecycle, state.refuse)
         self._drain_until: float | None = None
         self._make_grpc = None if self._settings.grpc_port is None else _grpc_server(state, app.version, self._settings.grpc_port)
         self._grpc: GrpcServer | None = None

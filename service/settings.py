@@ -35,16 +35,16 @@ class Settings(BaseSettings):
     watch: bool = Field(default=False, description="load, replace and unload models as the repository changes")
     watch_interval_s: float = Field(default=5, gt=0, description="seconds between two looks at the repository")
     provider: Literal["cpu", "cuda"] = Field(default="cpu", description="execution provider; cuda needs onnxruntime-gpu")
-    threads: int = Field(default=0, ge=0, description="threads of a run; 0: as many as the CPU quota of the container")
+    threads: int = Field(default=0, ge=0, description="threads that run each model; 0: as many as the CPU quota of the container")
     max_body_bytes: Count = Field(default=20_000_000, description="largest body of a request, also after decompression")
     max_header_bytes: Count = Field(default=65_536, description="largest head of a request: request line and headers")
     header_timeout_s: float = Field(default=10, gt=0, description="seconds that a client has to send the head of a request")
     body_timeout_s: float = Field(default=30, gt=0, description="seconds that a client has to send the body of a request")
     max_image_pixels: Count = Field(default=DEFAULT_MAX_PIXELS, description="largest image, width x height")
     max_inputs: Count = Field(default=32, description="most photos, texts or rows of a tensor in one request")
-    max_batch_size: Count = Field(default=32, description="most inputs that run at once")
+    max_batch_size: Count = Field(default=32, description="most inputs of a run; as many runs as threads go on at once")
     max_batch_elements: Count = Field(
-        default=8 * 3 * 224 * 224, description="most numbers in the inputs that run at once; bounds the memory of activations"
+        default=4 * 3 * 224 * 224, description="most numbers in the inputs of a run; bounds the memory of activations"
     )
     max_queue_delay_ms: float = Field(default=0, ge=0, description="milliseconds that a batch waits for more inputs; 0: never")
     max_queue: Count = Field(default=128, description="most requests in hand for a model; one more is refused")

@@ -1,6 +1,7 @@
 """What lives as long as the app and is handed to every route."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from fastapi import Request
 
@@ -11,16 +12,20 @@ from service.metrics import Metrics
 from service.settings import Settings
 from service.tracing import Tracing
 
+if TYPE_CHECKING:
+    from service.api.refusal import EarlyRefusal
+
 
 @dataclass(frozen=True)
 class State:
-    """Settings, models, metrics, phase and traces of one app."""
+    """Settings, models, metrics, phase and traces of one app, and what refuses requests to a full queue early."""
 
     settings: Settings
     repository: Repository
     metrics: Metrics
     lifecycle: Lifecycle
     tracing: Tracing | None
+    refuse: "EarlyRefusal"
 
     @classmethod
     def of(cls, request: Request) -> "State":

@@ -27,19 +27,49 @@ _UNDER_LOAD = (429, 503, 504)
 _access = logging.getLogger("normscope.access")
 
 
-class ObservedRequests:
-    """Wraps the app; reports to `Metrics`, to the access log and to the span of the request if there is one."""
+class Observer:
+    """Knows how a request is told: its id, its route and its model. Reports to `Metrics` and to the access log."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, repository: Repository, tracing: Tracing | None = None) -> None:
-        self._app, self._metrics, self._repository, self._tracing = app, metrics, repository, tracing
+    def __init__(self, metrics: Metrics, repository: Repository) -> None:
+        self._metrics, self._repository = metrics, repository
         self._prefix, self._counter = os.urandom(8).hex(), itertools.count()
+
+    def identity(self, scope: Scope) -> str:
+        """The id that the client sent, if it is sane, else a new one."""
+        for name, value in scope["headers"]:
+            if name == b"x-request-id" and _SANE.fullmatch(value):
+                return str(value, "ascii")
+        return f"{self._prefix}{next(self._counter):016x}"
+
+    def place(self, scope: Scope) -> tuple[str, str]:
+        """The route and the model; a model that is not there is as good as none."""
+        model = scope.get("path_params", {}).get("model", "")
+        return getattr(scope.get("route"), "path", "(none)"), model if model in self._repository.names else ""
+
+    def report(self, scope: Scope, status: int, seconds: float) -> None:
+        """Counts, times and logs one answered request, whose id is the current `request_id`."""
+        method = scope["method"] if scope["method"] in _METHODS else "(other)"
+        route, model = self.place(scope)
+        self._metrics.observe_request(method=method, route=route, model=model, status=status, seconds=seconds)
+        level = _level(status)
+        if _access.isEnabledFor(level):
+            ms = round(seconds * 1000, 3)
+            fields = {"method": method, "route": route, "model": model, "status": status, "ms": ms}
+            _access.log(level, "%s %s %s %d %.3f ms", method, route, model or "-", status, ms, extra={FIELDS: fields})
+
+
+class ObservedRequests:
+    """Wraps the app; describes the span of the request if there is one."""
+
+    def __init__(self, app: ASGIApp, observer: Observer, tracing: Tracing | None = None) -> None:
+        self._app, self._observer, self._tracing = app, observer, tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         start = time.perf_counter()
-        identity = self._identity(scope)
+        identity = self._observer.identity(scope)
         request_id.set(identity)
         status = 0
 
@@ -49,39 +79,18 @@ class ObservedRequests:
                 status = message["status"]
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", identity.encode())]
                 if self._tracing is not None:
-                    self._tracing.describe_request(scope["method"], *self._place(scope), identity)
+                    self._tracing.describe_request(scope["method"], *self._observer.place(scope), identity)
             await send(message)
 
         try:
             await self._app(scope, receive, observed_send)
         except (Exception, asyncio.CancelledError) as error:
-            known = NotReadyError("the service stopped before the answer was ready", remedy="send the request again")
-            response = await answer_error(Request(scope), known if isinstance(error, asyncio.CancelledError) else error)
-            if not status:  # else uvicorn closes the connection: an answer that has begun cannot be taken back
+            if not status:  # else it was answered, or uvicorn closes the connection: what has begun cannot be taken back
+                stopped = NotReadyError("the service stopped before the answer was ready", remedy="send the request again")
+                response = await answer_error(Request(scope), stopped if isinstance(error, asyncio.CancelledError) else error)
                 await response(scope, receive, observed_send)
         finally:
-            self._report(scope, status or 500, time.perf_counter() - start)
-
-    def _identity(self, scope: Scope) -> str:
-        for name, value in scope["headers"]:
-            if name == b"x-request-id" and _SANE.fullmatch(value):
-                return str(value, "ascii")
-        return f"{self._prefix}{next(self._counter):016x}"
-
-    def _place(self, scope: Scope) -> tuple[str, str]:
-        """The route and the model; a model that is not there is as good as none."""
-        model = scope.get("path_params", {}).get("model", "")
-        return getattr(scope.get("route"), "path", "(none)"), model if model in self._repository.names else ""
-
-    def _report(self, scope: Scope, status: int, seconds: float) -> None:
-        method = scope["method"] if scope["method"] in _METHODS else "(other)"
-        route, model = self._place(scope)
-        self._metrics.observe_request(method=method, route=route, model=model, status=status, seconds=seconds)
-        level = _level(status)
-        if _access.isEnabledFor(level):
-            ms = round(seconds * 1000, 3)
-            fields = {"method": method, "route": route, "model": model, "status": status, "ms": ms}
-            _access.log(level, "%s %s %s %d %.3f ms", method, route, model or "-", status, ms, extra={FIELDS: fields})
+            self._observer.report(scope, status or 500, time.perf_counter() - start)
 
 
 def _level(status: int) -> int:

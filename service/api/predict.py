@@ -3,21 +3,19 @@
 from functools import partial
 from typing import Any
 
-import numpy as np
 import orjson
 from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from models.artifact import Layer
-from models.postprocessing import softmax
 from service.api.answers import documented_errors, json_answer
 from service.api.bodies import read_inputs
-from service.api.disconnect import disconnected
 from service.api.layers import choose_layers
 from service.api.query import PredictQuery, documented_query, read_query
 from service.api.schemas import JsonInputs, Level, PredictAnswer
 from service.engine.calls import Outcome
 from service.errors import TooManyValuesError
+from service.protocol import CLIENT_IS_GONE
 from service.state import State
 
 _STATISTICS = 9  # of one side, see SideStatistics
@@ -65,7 +63,7 @@ async def predict(request: Request, model: str) -> Response:
             inputs,
             statistics=query.statistics != "none",
             timeout_s=None if query.timeout_ms is None else query.timeout_ms / 1000,
-            gone=partial(disconnected, request),
+            gone=lambda: CLIENT_IS_GONE in request.scope,
         )
     state.observe_inference(manifest.name, timing)
     describe = partial(_describe, manifest.labels, query, chosen)
@@ -88,10 +86,11 @@ async def predict(request: Request, model: str) -> Response:
 
 
 def _describe(labels: list[str], query: PredictQuery, layers: list[Layer], outcome: Outcome) -> dict[str, Any]:
-    scores = softmax(outcome.logits[None])[0]
-    best = np.argsort(-scores, kind="stable")[: query.top_k]
+    best = outcome.ranking[: query.top_k]
     described: dict[str, Any] = {
-        "labels": [{"label": labels[i], "score": score} for i, score in zip(best.tolist(), scores[best].tolist(), strict=True)],
+        "labels": [
+            {"label": labels[i], "score": score} for i, score in zip(best.tolist(), outcome.scores[best].tolist(), strict=True)
+        ],
         "truncated": outcome.truncated,
     }
     if outcome.statistics is not None:

@@ -1,5 +1,6 @@
 """The query string of a request: parameters in, a checked pydantic model out."""
 
+from functools import cache
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -33,8 +34,11 @@ def read_query(request: Request, kind: type[_Query]) -> _Query:
     Raises:
         InvalidRequestError: one is unknown, or not what the model allows.
     """
+    if not request.scope["query_string"]:
+        defaults: _Query = _defaults(kind)
+        return defaults
     try:
-        return kind.model_validate(dict(request.query_params) if request.scope["query_string"] else {})
+        return kind.model_validate(dict(request.query_params))
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
@@ -44,6 +48,11 @@ def read_query(request: Request, kind: type[_Query]) -> _Query:
         raise InvalidRequestError(
             f"{name}: {first['msg']}", value=str(first["input"])[:200], limit=first["msg"], remedy=f"correct {name}; see /docs"
         ) from None
+
+
+@cache
+def _defaults(kind: type[BaseModel]) -> Any:
+    return kind()
 
 
 def documented_query(kind: type[BaseModel]) -> list[dict[str, Any]]:

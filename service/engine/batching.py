@@ -1,11 +1,12 @@
-"""Dynamic batching: inputs of many requests in, runs of several inputs out. One thread owns the queue and runs the batches.
+"""Dynamic batching: inputs of many requests in, runs of several inputs out.
 
-Jobs come into the inbox from any thread; everything else belongs to the batcher's thread. Whenever the runtime is free it takes
-what is waiting:
+Jobs come into the inbox from any thread. As many threads as there may be runs at once take turns at the queue: the one whose turn
+it is owns it alone, chooses a batch, passes the turn on and runs the batch. Whoever has the turn takes what is waiting:
 
 1. jobs of calls that were given up are dropped before they cost anything;
 2. texts that have just arrived are tokenized together;
-3. the oldest job runs together with those that fit it best: of its shape, or of similar length;
+3. the oldest job runs together with those that fit it best: of its shape, or of similar length; threads that are idle get their
+   share, and when the few jobs that wait are all there is to do, one run gets all threads;
 4. a batch that fails runs again one by one, so that one poisonous input fails alone;
 5. calls that are complete are handed back, all of a batch with one wake-up of the event loop.
 """
@@ -22,7 +23,7 @@ from models.preprocessing import InvalidInputError
 from service.engine.calls import Call, Job, Outcome
 from service.engine.counters import Counters
 from service.engine.inputs import InputReader, TensorInput
-from service.errors import ModelRunError
+from service.errors import ClientGoneError, ModelRunError
 
 _log = logging.getLogger("normscope")
 
@@ -46,21 +47,41 @@ class BatchResult:
     output_ns: int
 
 
-Run = Callable[[Sequence[TensorInput], Sequence[bool]], BatchResult]
-"""Rows and, for each, whether its statistics are to be kept -> the result."""
+@dataclass(frozen=True)
+class Batch:
+    """What runs together.
+
+    Attributes:
+        rows: one for each input.
+        keep: for each row, whether its statistics are wanted.
+        alone: nothing else is running or waiting, so that the run may use all threads.
+    """
+
+    rows: Sequence[TensorInput]
+    keep: Sequence[bool]
+    alone: bool
+
+
+Run = Callable[[Batch], BatchResult]
 
 
 class Batcher:
-    """The queue of one session and the thread that empties it."""
+    """The queue of one graph and the threads that empty it."""
 
-    def __init__(self, name: str, reader: InputReader, run: Run, counters: Counters, limits: BatchLimits) -> None:
+    def __init__(
+        self, name: str, reader: InputReader, run: Run, counters: Counters, limits: BatchLimits, runs_at_once: int = 1
+    ) -> None:
         self._reader, self._run, self._counters, self._limits = reader, run, counters, limits
         self._inbox: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._arrived: list[Job] = []  # taken from the inbox, but not looked at yet
         self._waiting: list[Job] = []  # with their rows
         self._closed = False
-        self._thread = threading.Thread(target=self._work, name=f"run-{name}", daemon=True)
-        self._thread.start()
+        self._turn = threading.Lock()  # of all above but the inbox
+        self._running = 0
+        self._count = threading.Lock()  # of what is running
+        self._threads = [threading.Thread(target=self._work, name=f"run-{name}-{i}", daemon=True) for i in range(runs_at_once)]
+        for thread in self._threads:
+            thread.start()
 
     @property
     def depth(self) -> int:
@@ -72,17 +93,27 @@ class Batcher:
         self._inbox.put(job)
 
     def close(self) -> None:
-        """Ends the thread once what is waiting has run."""
+        """Ends the threads once what is waiting has run."""
         self._inbox.put(None)
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
 
     def _work(self) -> None:
         while True:
-            self._take_arrivals()
-            if self._waiting:
-                self._run_batch(self._next_batch())
-            elif self._closed:
-                return
+            with self._turn:
+                self._take_arrivals()
+                if not self._waiting:
+                    if self._closed:
+                        return
+                    continue
+                batch, alone = self._next_batch()
+                with self._count:
+                    self._running += 1
+            try:
+                self._run_batch(batch, alone=alone)
+            finally:
+                with self._count:
+                    self._running -= 1
 
     def _take_arrivals(self) -> None:
         """Blocks until there is something to run; then takes all that has come, and waits for more as long as is allowed."""
@@ -90,13 +121,17 @@ class Batcher:
             self._receive(None)
         while not self._inbox.empty():
             self._receive(None)
-        until = time.monotonic() + self._limits.max_delay_s
-        while not self._closed and (left := until - time.monotonic()) > 0:
+        while not self._closed and (left := self._patience_s()) > 0:
             self._arrived = _alive(self._arrived)
             if len(self._waiting) + len(self._arrived) >= self._limits.max_size or not self._receive(left):
                 break
         self._waiting = _alive(self._waiting) + self._with_rows(_alive(self._arrived))
         self._arrived = []
+
+    def _patience_s(self) -> float:
+        """How long the oldest input may still wait for others."""
+        oldest_ns = min((job.call.started_ns for job in (*self._waiting, *self._arrived)), default=0)
+        return self._limits.max_delay_s - (time.perf_counter_ns() - oldest_ns) / 1e9 if self._limits.max_delay_s else 0
 
     def _receive(self, timeout_s: float | None) -> bool:
         try:
@@ -117,7 +152,7 @@ class Batcher:
             rows = self._reader.texts([text for _, text in texts])
             spent = time.perf_counter_ns() - start
             for call in {job.call for job, _ in texts}:
-                call.input_ns += spent
+                call.spend(input_ns=spent)
             for (job, _), row in zip(texts, rows, strict=True):
                 if isinstance(row, InvalidInputError):
                     fail(job.call, row)
@@ -125,36 +160,47 @@ class Batcher:
                     job.row = row
         return [job for job in jobs if job.row is not None]
 
-    def _next_batch(self) -> list[Job]:
+    def _next_batch(self) -> tuple[list[Job], bool]:
+        """The batch, and whether it is all there is to do."""
         first, others = self._waiting[0], self._waiting[1:]
-        limits = self._limits
-        chosen = self._reader.compatible(_row(first), [_row(job) for job in others], limits.max_size, limits.max_elements)
+        size, alone = share(len(self._waiting), self._running, len(self._threads))
+        chosen = self._reader.compatible(
+            _row(first), [_row(job) for job in others], min(size, self._limits.max_size), self._limits.max_elements
+        )
         batch = [first, *(others[i] for i in chosen)]
         taken = set(chosen)
         self._waiting = [job for i, job in enumerate(others) if i not in taken]
-        return batch
+        return batch, alone
 
-    def _run_batch(self, batch: list[Job]) -> None:
+    def _run_batch(self, batch: list[Job], *, alone: bool) -> None:
         try:
-            result = self._run([_row(job) for job in batch], [job.call.statistics for job in batch])
+            result = self._run(Batch([_row(job) for job in batch], [job.call.statistics for job in batch], alone))
         except Exception as error:  # whatever a graph does with an input that it was not made for
             if len(batch) > 1:
                 for job in _alive(batch):
-                    self._run_batch([job])
+                    self._run_batch([job], alone=False)
             else:
                 fail(batch[0].call, _run_error(error))
             return
         self._counters.count_run(len(batch), result.input_ns, result.infer_ns, result.output_ns)
         for call in {job.call for job in batch}:
-            call.input_ns += result.input_ns
-            call.infer_ns += result.infer_ns
-            call.output_ns += result.output_ns
+            call.spend(input_ns=result.input_ns, infer_ns=result.infer_ns, output_ns=result.output_ns)
         finished = [job.call for job, outcome in zip(batch, result.outcomes, strict=True) if job.call.finish(job.index, outcome)]
         by_loop: dict[asyncio.AbstractEventLoop, list[Call]] = {}
         for call in finished:
             by_loop.setdefault(call.loop, []).append(call)
         for loop, calls in by_loop.items():
             loop.call_soon_threadsafe(_resolve, calls)
+
+
+def share(waiting: int, running: int, threads: int) -> tuple[int, bool]:
+    """How many of the inputs that wait one of the idle threads takes, and whether its run may use all threads.
+
+    It may if nothing is running and there is so little to do that half of the threads would stay idle.
+    """
+    if not running and 2 * waiting <= threads:
+        return waiting, True
+    return -(-waiting // (threads - running)), False
 
 
 def fail(call: Call, error: Exception) -> None:
@@ -169,9 +215,16 @@ def _resolve(calls: Iterable[Call]) -> None:
 
 
 def _alive(jobs: list[Job]) -> list[Job]:
-    """Those that somebody still waits for."""
+    """Those that somebody still waits for; the calls of clients that are gone end here."""
     now = time.perf_counter_ns()
-    return [job for job in jobs if not job.call.abandoned and now <= job.call.deadline_ns]
+    return [job for job in jobs if not job.call.abandoned and now <= job.call.deadline_ns and not _gone(job.call)]
+
+
+def _gone(call: Call) -> bool:
+    if not call.gone():
+        return False
+    fail(call, ClientGoneError("the client is gone", remedy="nobody reads this"))
+    return True
 
 
 def _row(job: Job) -> TensorInput:

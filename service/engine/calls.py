@@ -1,8 +1,9 @@
 """One request inside the engine: made on the event loop, worked on by other threads, resolved on the event loop."""
 
 import asyncio
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,9 +15,19 @@ from service.statistics.layers import SampleStatistics
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of one input: logits float32 (classes,), whether its text was cut, and its statistics if they were asked for."""
+    """Of one input.
+
+    Attributes:
+        logits: float32 (classes,).
+        scores: their softmax, float64 (classes,).
+        ranking: the classes, the best first, int64 (classes,).
+        truncated: whether its text was cut.
+        statistics: if they were asked for.
+    """
 
     logits: NDArray[np.float32]
+    scores: NDArray[np.float64]
+    ranking: NDArray[np.int64]
     truncated: bool
     statistics: SampleStatistics | None
 
@@ -27,26 +38,38 @@ class Call:
     Attributes:
         future: of the outcomes, in the order of the inputs; awaited by the request, so cancelled with it.
         deadline_ns: of `time.perf_counter_ns`, after which nothing is begun for it.
+        gone: tells whether the client is gone, and nobody waits any more; cheap, and asked from any thread.
         input_ns, infer_ns, output_ns: of the work that it had a part in: decoding or tokenizing, running, statistics.
     """
 
-    def __init__(self, items: Sequence[Item], *, statistics: bool, timeout_s: float) -> None:
+    def __init__(
+        self, items: Sequence[Item], *, statistics: bool, timeout_s: float, gone: Callable[[], bool] = lambda: False
+    ) -> None:
         self.loop = asyncio.get_running_loop()
         self.future: asyncio.Future[list[Outcome]] = self.loop.create_future()
         self.statistics = statistics
         self.started_ns = time.perf_counter_ns()
         self.deadline_ns = self.started_ns + int(timeout_s * 1e9)
         self.input_ns = self.infer_ns = self.output_ns = 0
+        self.gone = gone
         self.abandoned = False
-        self.watcher: asyncio.Task[None] | None = None  # waits for the client to go away
         self.jobs = [Job(self, i, item) for i, item in enumerate(items)]
+        self._lock = threading.Lock()  # jobs of one call may run at once
         self._outcomes: dict[int, Outcome] = {}
         self._error: Exception | None = None
 
+    def spend(self, *, input_ns: int = 0, infer_ns: int = 0, output_ns: int = 0) -> None:
+        """Adds to the times. On any thread."""
+        with self._lock:
+            self.input_ns += input_ns
+            self.infer_ns += infer_ns
+            self.output_ns += output_ns
+
     def finish(self, index: int, outcome: Outcome) -> bool:
-        """Keeps the outcome of one job; true if it was the last. On the batcher's thread."""
-        self._outcomes[index] = outcome
-        return len(self._outcomes) == len(self.jobs)
+        """Keeps the outcome of one job; true if it was the last. On any thread."""
+        with self._lock:
+            self._outcomes[index] = outcome
+            return len(self._outcomes) == len(self.jobs)
 
     def fail(self, error: Exception) -> None:
         """Ends the call with an error; its other jobs are dropped. On any thread."""

@@ -1,28 +1,26 @@
 """A served model: photos, texts or tensors in, outcomes out. Prepares inputs off the event loop and hands them to its batchers."""
 
-import asyncio
 import threading
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from models.artifact import Artifact
+from models.postprocessing import rank, softmax
 from models.preprocessing import InvalidInputError
-from service.engine.batching import Batcher, BatchLimits, BatchResult, fail
+from service.engine.batching import Batch, Batcher, BatchLimits, BatchResult, fail
 from service.engine.calls import Call, Job, Outcome
 from service.engine.counters import Counters
 from service.engine.inputs import InputReader, Item, TensorInput
-from service.engine.session import Session
-from service.errors import ClientGoneError, DeadlineExceededError, InvalidRequestError, OverloadedError
+from service.engine.session import Sessions
+from service.errors import DeadlineExceededError, InvalidRequestError, OverloadedError
 from service.settings import Settings
-from service.statistics.layers import BatchStatistics, SideLayout, batch_statistics
+from service.statistics.layers import BatchStatistics, SampleStatistics, SideLayout, batch_statistics
 from service.statistics.store import TrafficStatistics
-
-_WATCH_AFTER_S = 0.02  # most answers are quicker; watching each client would cost more than it saves
-
-Gone = Callable[[], Awaitable[None]]
-"""Returns once the client is gone."""
 
 
 @dataclass(frozen=True)
@@ -52,19 +50,19 @@ class ServedModel:
         self._settings = settings
         self._reader = InputReader(artifact, settings.max_image_pixels)
         taps = [layer.tensors[side] for layer, side in self.layout.rows]
-        self._tapped = Session(artifact, taps, threads, settings.provider)
-        self._plain = self._tapped if settings.traffic_statistics else Session(artifact, [], threads, settings.provider)
-        for session in {self._tapped, self._plain}:
-            session.run(self._reader.feed([self._reader.example()]))
+        example = self._reader.feed([self._reader.example()])
+        self._tapped = Sessions(artifact, taps, threads, settings.provider, example)
+        self._plain = self._tapped if settings.traffic_statistics else Sessions(artifact, [], threads, settings.provider, example)
         name = f"{self.manifest.name}-{self.manifest.version}"
         self._decoders = ThreadPoolExecutor(threads, thread_name_prefix=f"decode-{name}")
         self._reducers = ThreadPoolExecutor(threads, thread_name_prefix=f"reduce-{name}")
         limits = BatchLimits(settings.max_batch_size, settings.max_batch_elements, settings.max_queue_delay_ms / 1000)
-        self._watching = Batcher(name, self._reader, self._run_watched, self.counters, limits)
+        runs_at_once = self._tapped.runs_at_once
+        self._watching = Batcher(name, self._reader, self._run_watched, self.counters, limits, runs_at_once)
         self._quick = (
             self._watching
             if settings.traffic_statistics
-            else Batcher(f"{name}-plain", self._reader, self._run_plain, self.counters, limits)
+            else Batcher(f"{name}-plain", self._reader, self._run_plain, self.counters, limits, runs_at_once)
         )
         self._places = threading.Condition()
         self._in_hand = 0
@@ -75,6 +73,19 @@ class ServedModel:
         """Inputs that wait for a run."""
         return sum(batcher.depth for batcher in {self._watching, self._quick})
 
+    @property
+    def overload(self) -> OverloadedError | None:
+        """Why no more requests are taken now, if so: `max_queue` are in hand."""
+        limit = self._settings.max_queue
+        if self._in_hand < limit:
+            return None
+        return OverloadedError(
+            f"the queue of {self.manifest.name} is full",
+            value=limit,
+            limit=limit,
+            remedy="try again later, or raise NORMSCOPE_MAX_QUEUE",
+        )
+
     def acquire(self) -> bool:
         """Takes a place in the queue, held from before the body is read until the answer is made; false once `close` was called.
 
@@ -84,13 +95,8 @@ class ServedModel:
         with self._places:
             if self._closed:
                 return False
-            if self._in_hand >= self._settings.max_queue:
-                raise OverloadedError(
-                    f"the queue of {self.manifest.name} is full",
-                    value=self._in_hand,
-                    limit=self._settings.max_queue,
-                    remedy="try again later, or raise NORMSCOPE_MAX_QUEUE",
-                )
+            if (overload := self.overload) is not None:
+                raise overload
             self._in_hand += 1
             return True
 
@@ -102,7 +108,7 @@ class ServedModel:
                 self._places.notify_all()
 
     async def predict(
-        self, items: Sequence[Item], *, statistics: bool, timeout_s: float | None = None, gone: Gone | None = None
+        self, items: Sequence[Item], *, statistics: bool, timeout_s: float | None = None, gone: Callable[[], bool] = lambda: False
     ) -> tuple[list[Outcome], Timing]:
         """Runs all inputs of one request, each together with those of others where that is faster.
 
@@ -110,21 +116,20 @@ class ServedModel:
             items: at least one.
             statistics: of every input are wanted.
             timeout_s: seconds until the request is given up; the setting `request_timeout_s` where it is less or none.
-            gone: tells when nobody waits any more; the work is dropped then.
+            gone: tells whether the client is gone; work that has not begun is dropped then. Cheap, and asked from any thread.
 
         Raises:
             InvalidInputError: an input cannot be used.
             InvalidRequestError: an input is larger than a batch may be.
             ModelRunError: the model fails on an input.
             DeadlineExceededError: the time is over.
-            ClientGoneError: `gone` returned.
+            ClientGoneError: the client is gone.
         """
         limit_s = self._settings.request_timeout_s
         timeout_s = limit_s if timeout_s is None else min(timeout_s, limit_s)
-        call = Call(items, statistics=statistics, timeout_s=timeout_s)
+        call = Call(items, statistics=statistics, timeout_s=timeout_s, gone=gone)
         batcher = self._watching if statistics else self._quick
         expiry = call.loop.call_later(timeout_s, _expire, call, timeout_s)
-        watch = None if gone is None else call.loop.call_later(_WATCH_AFTER_S, _watch, call, gone)
         try:
             for job in call.jobs:
                 self._enqueue(job, batcher)
@@ -135,10 +140,6 @@ class ServedModel:
             raise
         finally:
             expiry.cancel()
-            if watch is not None:
-                watch.cancel()
-            if call.watcher is not None:
-                call.watcher.cancel()
         total = time.perf_counter_ns() - call.started_ns
         queued = max(total - call.input_ns - call.infer_ns - call.output_ns, 0)
         self.counters.count_success(total, queued, call.input_ns, call.infer_ns, call.output_ns)
@@ -154,7 +155,7 @@ class ServedModel:
         batcher.put(job)
 
     def _decode(self, job: Job, data: bytes, batcher: Batcher) -> None:
-        if job.call.abandoned:
+        if job.call.abandoned or job.call.gone():  # the batcher tells the caller
             return
         try:
             job.row = self._reader.image(data)
@@ -176,30 +177,27 @@ class ServedModel:
                 remedy="send a smaller one, or raise NORMSCOPE_MAX_BATCH_ELEMENTS",
             )
 
-    def _run_plain(self, rows: Sequence[TensorInput], keep: Sequence[bool]) -> BatchResult:
+    def _run_plain(self, batch: Batch) -> BatchResult:
         start = time.perf_counter_ns()
-        feed = self._reader.feed(rows)
+        feed = self._reader.feed(batch.rows)
         ready = time.perf_counter_ns()
-        result = self._plain.run(feed)
+        result = self._plain.run(feed, alone=batch.alone)
         ran = time.perf_counter_ns()
-        self.traffic.count(len(rows))
-        outcomes = [Outcome(result.logits[i], row.truncated, None) for i, row in enumerate(rows)]
+        self.traffic.count(len(batch.rows))
+        outcomes = _outcomes(result.logits, batch.rows, [None] * len(batch.rows))
         return BatchResult(outcomes, ready - start, ran - ready, time.perf_counter_ns() - ran)
 
-    def _run_watched(self, rows: Sequence[TensorInput], keep: Sequence[bool]) -> BatchResult:
+    def _run_watched(self, batch: Batch) -> BatchResult:
         start = time.perf_counter_ns()
-        feed = self._reader.feed(rows)
+        feed = self._reader.feed(batch.rows)
         ready = time.perf_counter_ns()
-        result = self._tapped.run(feed)
+        result = self._tapped.run(feed, alone=batch.alone)
         ran = time.perf_counter_ns()
         observed: BatchStatistics = batch_statistics(self.layout, result.tensors, feed, self._reducers)
-        self.traffic.count(len(rows))
+        self.traffic.count(len(batch.rows))
         if self._settings.traffic_statistics:
             self.traffic.add(observed)
-        outcomes = [
-            Outcome(result.logits[i], row.truncated, observed.sample(i) if kept else None)
-            for i, (row, kept) in enumerate(zip(rows, keep, strict=True))
-        ]
+        outcomes = _outcomes(result.logits, batch.rows, [observed.sample(i) if kept else None for i, kept in enumerate(batch.keep)])
         return BatchResult(outcomes, ready - start, ran - ready, time.perf_counter_ns() - ran)
 
     def close(self) -> None:
@@ -213,6 +211,17 @@ class ServedModel:
         self._reducers.shutdown()
 
 
+def _outcomes(
+    logits: NDArray[np.float32], rows: Sequence[TensorInput], statistics: Sequence[SampleStatistics | None]
+) -> list[Outcome]:
+    scores = softmax(logits)  # of the whole batch: numpy costs about as much for one row
+    ranking = rank(scores)
+    return [
+        Outcome(logits[i], scores[i], ranking[i], row.truncated, of_row)
+        for i, (row, of_row) in enumerate(zip(rows, statistics, strict=True))
+    ]
+
+
 def _expire(call: Call, timeout_s: float) -> None:
     call.fail(
         DeadlineExceededError(
@@ -222,12 +231,3 @@ def _expire(call: Call, timeout_s: float) -> None:
         )
     )
     call.resolve()
-
-
-def _watch(call: Call, gone: Gone) -> None:
-    async def watch() -> None:
-        await gone()
-        call.fail(ClientGoneError("the client is gone", remedy="nobody reads this"))
-        call.resolve()
-
-    call.watcher = asyncio.ensure_future(watch())

@@ -239,6 +239,8 @@ class Repository:
         slots = self._slots.get(name)
         if slots is None:
             raise _unknown(name, self.names)
+        if version is None and len(slots) == 1:
+            version = next(iter(slots), None)  # the usual case, on the path of every request
         if version is None:
             ready = [each for each, slot in slots.copy().items() if slot.served is not None]
             version = max(ready or slots, key=newest_first)

@@ -1,12 +1,10 @@
 """POST /v2/models/{model}[/versions/{version}]/infer: the hot route; bound by neither pydantic nor dependencies."""
 
-from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from service.api.disconnect import disconnected
 from service.api.oip import body
 from service.api.oip.documentation import ModelName, VersionName, documented_inference
 from service.api.oip.inputs import read_items
@@ -16,6 +14,7 @@ from service.api.oip.request import InferRequest, parse_request, raw_request
 from service.api.oip.response import answer, encode_answer
 from service.engine.calls import Outcome
 from service.engine.inputs import Item
+from service.protocol import CLIENT_IS_GONE
 from service.settings import Settings
 from service.state import State
 
@@ -51,7 +50,7 @@ async def _infer(request: Request, model: str, version: str | None) -> Response:
             items,
             statistics=any(output.statistic is not None for output in chosen),
             timeout_s=wanted.timeout_s,
-            gone=partial(disconnected, request),
+            gone=lambda: CLIENT_IS_GONE in request.scope,
         )
     state.observe_inference(model, timing)
 

@@ -2,14 +2,15 @@
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator
 
 import numpy as np
 import pytest
 
 from models.artifact import load_artifact
+from models.postprocessing import rank, softmax
 from models.preprocessing import InvalidInputError
-from service.engine.batching import Batcher, BatchLimits, BatchResult
+from service.engine.batching import Batch, Batcher, BatchLimits, BatchResult, share
 from service.engine.calls import Call, Outcome
 from service.engine.counters import Counters
 from service.engine.inputs import InputReader, Item, TensorInput
@@ -30,13 +31,17 @@ class HeldRuns:
         self.batches: list[list[int]] = []
         self.began, self.released = threading.Semaphore(0), threading.Semaphore(0)
 
-    def __call__(self, rows: Sequence[TensorInput], keep: Sequence[bool]) -> BatchResult:
+    def __call__(self, batch: Batch) -> BatchResult:
+        rows = batch.rows
         self.batches.append([int(row.arrays[0].flat[0]) for row in rows])
         self.began.release()
         self.released.acquire()
         if any((row.arrays[0] == _POISON).any() for row in rows):
             raise RuntimeError("node /secret failed. Status Message: indices element out of data bounds")
-        outcomes = [Outcome(row.arrays[0].ravel()[:1].astype(np.float32), row.truncated, None) for row in rows]
+        logits = [row.arrays[0].ravel()[:1].astype(np.float32) for row in rows]
+        outcomes = [
+            Outcome(each, softmax(each), rank(softmax(each)), row.truncated, None) for each, row in zip(logits, rows, strict=True)
+        ]
         return BatchResult(outcomes, 1, 2, 3)
 
     def release(self, runs: int = 100) -> None:
@@ -212,20 +217,51 @@ def test_a_request_is_answered_at_its_deadline(text_model: ServedModel) -> None:
     assert text_model.counters.snapshot().fail.count == 1
 
 
-def test_work_of_a_client_that_is_gone_is_dropped(text_model: ServedModel) -> None:
-    """The request ends when the client is found to be gone, and the next two requests are answered."""
+def test_work_of_a_client_that_is_gone_is_dropped(readers: dict[str, InputReader]) -> None:
+    """What waits for a client that has gone meanwhile never reaches the runtime; its call ends, and its neighbours are answered."""
 
-    async def scenario() -> None:
-        async def gone() -> None:
-            return
-
+    async def scenario(submit: Callable[..., Call], held: HeldRuns, batcher: Batcher) -> None:
+        kept, left = submit(tokens(1)), submit(tokens(2))
+        left.gone = lambda: True
+        held.release()
+        assert await outcomes_of(kept) == [1]
         with pytest.raises(ClientGoneError):
-            await text_model.predict(["hello"], statistics=False, gone=gone)
-        both = await asyncio.gather(*(text_model.predict([text], statistics=False) for text in SENTENCES[:2]))
-        assert [len(outcomes) for outcomes, _ in both] == [1, 1]
+            await left.future
 
-    asyncio.run(scenario())
-    assert text_model.counters.snapshot().inference_count == 2
+    assert batched(readers["text"], scenario) == [[1]]
+
+
+@pytest.mark.parametrize(
+    ("waiting", "running", "threads", "expected"),
+    [(1, 0, 2, (1, True)), (4, 0, 2, (2, False)), (4, 1, 2, (4, False)), (8, 0, 16, (8, True)), (9, 0, 16, (1, False))],
+)
+def test_idle_threads_get_their_share(waiting: int, running: int, threads: int, expected: tuple[int, bool]) -> None:
+    """What waits is split between the idle threads, unless it is so little that one run on all threads is faster."""
+    assert share(waiting, running, threads) == expected
+
+
+def test_runs_go_on_beside_each_other(readers: dict[str, InputReader]) -> None:
+    """With two threads a second run begins before the first has ended; all are answered, and closing ends both threads."""
+    held = HeldRuns()
+    batcher = Batcher("test", readers["text"], held, Counters(), BatchLimits(32, 1000, 0), runs_at_once=2)
+
+    async def main() -> None:
+        calls = []
+        for i in range(2):
+            call = Call([tokens(i)], statistics=False, timeout_s=60)
+            call.jobs[0].row = tokens(i)
+            batcher.put(call.jobs[0])
+            held.began.acquire()
+            calls.append(call)
+        held.release()
+        assert [await outcomes_of(call) for call in calls] == [[0], [1]]
+
+    try:
+        asyncio.run(main())
+    finally:
+        held.release()
+        batcher.close()
+    assert held.batches == [[0], [1]]
 
 
 def test_places_are_bounded(text_model: ServedModel) -> None:
@@ -251,7 +287,7 @@ def test_an_input_larger_than_a_batch_may_be_is_refused(text_model: ServedModel)
 def test_an_answer_does_not_depend_on_its_batch(small_repository: SmallRepository, traffic_statistics: bool) -> None:
     """Texts of different length alone and together: logits within 1e-5, statistics within the stated tolerances."""
     artifact = load_artifact(small_repository.folder / "text" / "1")
-    served = ServedModel(artifact, Settings(traffic_statistics=traffic_statistics), threads=2)
+    served = ServedModel(artifact, Settings(traffic_statistics=traffic_statistics), threads=1)
     texts = [SENTENCES[1], " ".join(SENTENCES), SENTENCES[0], SENTENCES[2]]
     layers = artifact.manifest.layers
 
