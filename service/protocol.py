@@ -30,6 +30,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from service.api.refusal import EarlyRefusal, Refusal
+from service.cork import Cork
 from service.lifecycle import Lifecycle
 
 BODY_IS_LATE = "normscope.body_is_late"
@@ -108,6 +109,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._stall_alarm = _Alarm(self.loop)
         self._unsent = 0
         self._linger_alarm = _Alarm(self.loop)
+        self._cork: Cork | None = None  # of the latest answer
         self._dropped: int | None = None  # bytes that came after the connection was given up; None: it was not
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
@@ -215,6 +217,8 @@ class BoundedProtocol(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         refusal = self._refuse(cycle.scope)  # type: ignore[arg-type]  # uvicorn's own type of a scope
         if refusal is None:
+            self._cork = Cork(self.transport, self.loop)
+            cycle.transport = self._cork  # type: ignore[assignment]  # has what the cycle uses
             super()._start_asgi_task(cycle, app)
             return
         cycle.response_started = cycle.response_complete = True
@@ -226,6 +230,8 @@ class BoundedProtocol(HttpToolsProtocol):
             self._write_last(refusal)
 
     def _write(self, answer: Refusal, *more: tuple[bytes, bytes]) -> None:
+        if self._cork is not None:  # an answer without a body may still lie there
+            self._cork.flush()
         headers = (*self.server_state.default_headers, *answer.headers, *more)
         lines = (b"%b: %b\r\n" % header for header in headers)
         self.transport.write(b"".join([STATUS_LINE[answer.status], *lines, b"\r\n", answer.body]))
