@@ -50,9 +50,11 @@ class Settings(BaseSettings):
     max_queue: Count = Field(default=128, description="most requests in hand for a model; one more is refused")
     request_timeout_s: float = Field(default=60, gt=0, description="seconds until a request is given up, unless it asks for less")
     max_statistics_values: Count = Field(default=1_000_000, description="most statistics in one answer")
-    traffic_statistics: bool = Field(
-        default=True,
-        description="count every request in the statistics over traffic; false runs those without statistics faster",
+    statistics_sample: float = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        description="share of the batches that count in the statistics over traffic, at least one a second; 0 takes none",
     )
     api_keys: Keys = Field(default=(), description="keys, with commas, one of which every request must carry; empty: none is asked")
     admin_api_keys: Keys = Field(default=(), description="keys that may also load and unload models; empty: any key may")
@@ -62,5 +64,5 @@ class Settings(BaseSettings):
     )
     drain_delay_s: float = Field(default=0, ge=0, description="seconds to go on serving after SIGTERM, until routers have noticed")
     shutdown_grace_s: Count = Field(default=30, description="seconds that accepted requests have to finish after that")
-    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="what is logged")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="debug (each request), info (4xx), warning, error")
     log_format: Literal["console", "json"] = Field(default="console", description="how it is logged")

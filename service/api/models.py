@@ -61,7 +61,7 @@ def traffic_statistics(
     layers: Annotated[str, Query(max_length=MAX_PATTERN_LENGTH, description=LAYERS_HELP)] = "*",
     version: Version = None,
 ) -> Response:
-    """Statistics of every layer over all traffic since the model was loaded."""
+    """Statistics of every layer over the sampled traffic since the model was loaded."""
     served = State.of(request).repository.get(model, version)
     chosen = choose_layers(served.manifest.layers, layers, model)
     totals = served.traffic.describe(chosen)

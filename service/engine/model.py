@@ -20,6 +20,7 @@ from service.engine.session import Sessions
 from service.errors import DeadlineExceededError, InvalidRequestError, OverloadedError
 from service.settings import Settings
 from service.statistics.layers import BatchStatistics, SampleStatistics, SideLayout, batch_statistics
+from service.statistics.sampling import Sampler
 from service.statistics.store import TrafficStatistics
 
 
@@ -52,7 +53,9 @@ class ServedModel:
         taps = [layer.tensors[side] for layer, side in self.layout.rows]
         example = self._reader.feed([self._reader.example()])
         self._tapped = Sessions(artifact, taps, threads, settings.provider, example)
-        self._plain = self._tapped if settings.traffic_statistics else Sessions(artifact, [], threads, settings.provider, example)
+        all_counted = settings.statistics_sample == 1
+        self._plain = self._tapped if all_counted else Sessions(artifact, [], threads, settings.provider, example)
+        self._sampler = Sampler(settings.statistics_sample)
         name = f"{self.manifest.name}-{self.manifest.version}"
         self._decoders = ThreadPoolExecutor(threads, thread_name_prefix=f"decode-{name}")
         self._reducers = ThreadPoolExecutor(threads, thread_name_prefix=f"reduce-{name}")
@@ -61,8 +64,8 @@ class ServedModel:
         self._watching = Batcher(name, self._reader, self._run_watched, self.counters, limits, runs_at_once)
         self._quick = (
             self._watching
-            if settings.traffic_statistics
-            else Batcher(f"{name}-plain", self._reader, self._run_plain, self.counters, limits, runs_at_once)
+            if all_counted
+            else Batcher(f"{name}-plain", self._reader, self._run_quick, self.counters, limits, runs_at_once)
         )
         self._places = threading.Condition()
         self._in_hand = 0
@@ -177,6 +180,14 @@ class ServedModel:
                 remedy="send a smaller one, or raise NORMSCOPE_MAX_BATCH_ELEMENTS",
             )
 
+    def _run_quick(self, batch: Batch) -> BatchResult:
+        """A batch of which nobody asks the statistics."""
+        return self._run_tapped(batch, counted=True) if self._sampler.draw() else self._run_plain(batch)
+
+    def _run_watched(self, batch: Batch) -> BatchResult:
+        """A batch whose statistics are asked for; whether they count is drawn all the same, so that the sample is not biased."""
+        return self._run_tapped(batch, counted=self._sampler.draw())
+
     def _run_plain(self, batch: Batch) -> BatchResult:
         start = time.perf_counter_ns()
         feed = self._reader.feed(batch.rows)
@@ -187,7 +198,7 @@ class ServedModel:
         outcomes = _outcomes(result.logits, batch.rows, [None] * len(batch.rows))
         return BatchResult(outcomes, ready - start, ran - ready, time.perf_counter_ns() - ran)
 
-    def _run_watched(self, batch: Batch) -> BatchResult:
+    def _run_tapped(self, batch: Batch, *, counted: bool) -> BatchResult:
         start = time.perf_counter_ns()
         feed = self._reader.feed(batch.rows)
         ready = time.perf_counter_ns()
@@ -195,7 +206,7 @@ class ServedModel:
         ran = time.perf_counter_ns()
         observed: BatchStatistics = batch_statistics(self.layout, result.tensors, feed, self._reducers)
         self.traffic.count(len(batch.rows))
-        if self._settings.traffic_statistics:
+        if counted:
             self.traffic.add(observed)
         outcomes = _outcomes(result.logits, batch.rows, [observed.sample(i) if kept else None for i, kept in enumerate(batch.keep)])
         return BatchResult(outcomes, ready - start, ran - ready, time.perf_counter_ns() - ran)

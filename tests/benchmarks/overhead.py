@@ -74,7 +74,7 @@ def server(repository: Path) -> Iterator[httpx.Client]:
     """`python -m service` over a repository, statistics over traffic off, and a client of it."""
     environment = os.environ | {
         "NORMSCOPE_MODEL_REPOSITORY": str(repository),
-        "NORMSCOPE_TRAFFIC_STATISTICS": "false",
+        "NORMSCOPE_STATISTICS_SAMPLE": "0",
         "NORMSCOPE_MAX_BATCH_SIZE": "32",
     }
     process = subprocess.Popen([sys.executable, "-m", "service", "--port", "0"], env=environment, stderr=subprocess.PIPE, text=True)

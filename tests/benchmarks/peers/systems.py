@@ -126,7 +126,7 @@ _LONGER = (Arrangement(workers=2, threads=1, wait_ms=10), Arrangement(workers=1,
 SYSTEMS = (
     System(
         "NormScope, no statistics",
-        partial(_normscope, {"NORMSCOPE_TRAFFIC_STATISTICS": "false"}),
+        partial(_normscope, {"NORMSCOPE_STATISTICS_SAMPLE": "0"}),
         lambda model, item: _file_or_json(f"/v1/models/{model}/predict?top_k=1", model, item),
         lambda answer: str(answer["predictions"][0]["labels"][0]["label"]),
         _WORKERS[:1],  # as shipped: it does not read the arrangement

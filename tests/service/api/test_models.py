@@ -57,8 +57,8 @@ def test_unknown_model(client: httpx.Client, route: str) -> None:
 
 
 def test_traffic_counts_every_request(small_repository: SmallRepository) -> None:
-    """Statistics over traffic are the pooled statistics of the single requests."""
-    with running_server(Settings(model_repository=small_repository.folder)) as client:
+    """With a sample of 1, statistics over traffic are the pooled statistics of the single requests."""
+    with running_server(Settings(model_repository=small_repository.folder, statistics_sample=1)) as client:
         before = client.get("/v1/models/text/statistics").json()
         assert (before["requests"], before["sampled"]) == (0, 0)
         assert before["layers"][0]["before"]["mean"] is None
@@ -86,8 +86,8 @@ def test_traffic_counts_every_request(small_repository: SmallRepository) -> None
 
 
 def test_traffic_statistics_can_be_switched_off(small_repository: SmallRepository) -> None:
-    """With traffic_statistics=false nothing is counted, and a request may still ask for its own statistics."""
-    with running_server(Settings(model_repository=small_repository.folder, traffic_statistics=False)) as client:
+    """With a sample of 0 nothing is counted, and a request may still ask for its own statistics."""
+    with running_server(Settings(model_repository=small_repository.folder, statistics_sample=0)) as client:
         url = "/v1/models/text/predict"
         plain = client.post(url, json={"inputs": SENTENCES[0]}).json()["predictions"][0]
         watched = client.post(f"{url}?statistics=summary", json={"inputs": SENTENCES[0]}).json()["predictions"][0]

@@ -283,11 +283,11 @@ def test_an_input_larger_than_a_batch_may_be_is_refused(text_model: ServedModel)
         asyncio.run(text_model.predict([tokens(1, 101)], statistics=False))
 
 
-@pytest.mark.parametrize("traffic_statistics", [True, False])
-def test_an_answer_does_not_depend_on_its_batch(small_repository: SmallRepository, traffic_statistics: bool) -> None:
+@pytest.mark.parametrize("statistics_sample", [0, 1])
+def test_an_answer_does_not_depend_on_its_batch(small_repository: SmallRepository, statistics_sample: float) -> None:
     """Texts of different length alone and together: logits within 1e-5, statistics within the stated tolerances."""
     artifact = load_artifact(small_repository.folder / "text" / "1")
-    served = ServedModel(artifact, Settings(traffic_statistics=traffic_statistics), threads=1)
+    served = ServedModel(artifact, Settings(statistics_sample=statistics_sample), threads=1)
     texts = [SENTENCES[1], " ".join(SENTENCES), SENTENCES[0], SENTENCES[2]]
     layers = artifact.manifest.layers
 
