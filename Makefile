@@ -25,10 +25,14 @@ $(VENV)/test.stamp: $(VENV)/serve.stamp
 	$(BIN)/python -m pip install --quiet --editable '.[train,test]'
 	touch $@
 
-serve: $(VENV)/serve.stamp       ## serve both shipped models on http://127.0.0.1:8000 (settings: NORMSCOPE_...)
+# without a compiler there is no library, and numpy does the same work
+service/statistics/reduce.so: service/statistics/reduce.c $(VENV)/serve.stamp
+	$(BIN)/python -m service.statistics.reduction
+
+serve: $(VENV)/serve.stamp service/statistics/reduce.so  ## serve both shipped models on http://127.0.0.1:8000 (settings: NORMSCOPE_...)
 	$(BIN)/python -m service
 
-test: $(VENV)/test.stamp         ## run the tests
+test: $(VENV)/test.stamp service/statistics/reduce.so  ## run the tests
 	$(BIN)/python -m pytest
 
 check: $(VENV)/test.stamp        ## format, lint and types
@@ -46,13 +50,13 @@ train: $(VENV)/test.stamp        ## train both models (hours on a CPU) and write
 	$(BIN)/python -m models train resnet50 --run runs/resnet50 $(if $(wildcard runs/resnet50/checkpoint.pt),--resume) $(if $(ARCHIVE_RESNET50),--archive $(ARCHIVE_RESNET50))
 	$(BIN)/python -m models export resnet50 --run runs/resnet50 $(if $(ARCHIVE_RESNET50),--archive $(ARCHIVE_RESNET50))
 
-bench: $(VENV)/test.stamp        ## print the table of speeds
+bench: $(VENV)/test.stamp service/statistics/reduce.so  ## print the table of speeds
 	$(BIN)/python -m tests.benchmarks.overhead
 
 # each peer gets an environment of its own under .bench; NORMSCOPE_CLINC150 and NORMSCOPE_IMAGENETTE name local data for real inputs
-bench-peers: $(VENV)/test.stamp  ## measure beside LitServe, BentoML, MLServer and Ray Serve, then overload (an hour; needs wrk)
+bench-peers: $(VENV)/test.stamp service/statistics/reduce.so  ## measure beside LitServe, BentoML, MLServer and Ray Serve, then overload (an hour; needs wrk)
 	$(BIN)/python -m tests.benchmarks.peers
 	$(BIN)/python -m tests.benchmarks.peers --overload
 
 clean:           ## remove the environment and caches
-	rm -rf $(VENV) .bench .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	rm -rf $(VENV) .bench .pytest_cache .mypy_cache .ruff_cache *.egg-info service/statistics/reduce.so

@@ -64,5 +64,7 @@ class Settings(BaseSettings):
     )
     drain_delay_s: float = Field(default=0, ge=0, description="seconds to go on serving after SIGTERM, until routers have noticed")
     shutdown_grace_s: Count = Field(default=30, description="seconds that accepted requests have to finish after that")
-    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="debug (each request), info (4xx), warning, error")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="debug (each request), info (4xx), warning, error"
+    )
     log_format: Literal["console", "json"] = Field(default="console", description="how it is logged")

@@ -3,7 +3,7 @@
 A batch never mixes its samples: row i of every array below is sample i alone.
 """
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,8 +16,15 @@ from models.artifact import Layer
 from service.statistics.moments import Activations, Floats, Moments, channel_moments, sample_dot
 
 _RESIDUAL_ADD = "residual_add"
-_STACKED_ELEMENTS = 1 << 16  # of a tensor that is reduced together with others
 _SHARED_ELEMENTS = 1 << 20  # of a run from which on several threads pay
+
+
+class Reduction(NamedTuple):
+    """One tensor reduced in one way; several sides may ask for the same."""
+
+    tensor: str
+    channel_axis: int
+    mask: str | None
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,17 @@ class SideLayout:
     @cached_property
     def rows(self) -> list[tuple[Layer, str]]:
         return [(layer, side) for layer in self.layers for side in layer.tensors]
+
+    @cached_property
+    def reductions(self) -> list[Reduction]:
+        """Each once: the sum of an add is often the input of the norm after it."""
+        return list(dict.fromkeys(Reduction(layer.tensors[side], layer.channel_axis, layer.mask) for layer, side in self.rows))
+
+    @cached_property
+    def reduction_of(self) -> list[int]:
+        """For each row, the index of its reduction."""
+        index = {each: i for i, each in enumerate(self.reductions)}
+        return [index[Reduction(layer.tensors[side], layer.channel_axis, layer.mask)] for layer, side in self.rows]
 
     @cached_property
     def adds(self) -> list[Layer]:
@@ -49,20 +67,26 @@ class BatchStatistics:
 
     Attributes:
         layout: the order of rows.
-        channels: for each row the moments of (N, C).
+        joined: of every channel of every reduction, (N, sum of C).
+        columns: for each row, where its channels lie in `joined`.
         pooled: over the channels: (N, S).
         residual_ratio: l2(F(x)) / l2(x), (N, A); NaN where l2(x) is 0 or a side is not finite.
         cosine: of F(x) and x, (N, A); NaN where either norm is 0 or a side is not finite.
     """
 
     layout: SideLayout
-    channels: list[Moments]
+    joined: Moments
+    columns: list[slice]
     pooled: Moments
     residual_ratio: Floats
     cosine: Floats
 
     def __len__(self) -> int:
         return len(self.residual_ratio)
+
+    def channels(self, row: int) -> Moments:
+        """Of the channels of one row: (N, C)."""
+        return self.joined.columns(self.columns[row])
 
     def sample(self, i: int) -> "SampleStatistics":
         return SampleStatistics(self, i)
@@ -81,46 +105,19 @@ def batch_statistics(
     """
     elements = sum(tensor.size for tensor in tensors.values())
     run = map if workers is None or elements < _SHARED_ELEMENTS else workers.map
-    n = len(next(iter(inputs.values())))
     masks = {name: inputs[name].astype(bool) for layer in layout.layers if (name := layer.mask)}
-    # the sum of an add is often the input of the norm after it: each tensor is reduced once
-    needed = [_Reduction(layer.tensors[side], layer.channel_axis, layer.mask) for layer, side in layout.rows]
 
-    def reduce(group: list[_Reduction]) -> Moments:
-        first = group[0]
-        stacked = tensors[first.tensor] if len(group) == 1 else np.concatenate([tensors[each.tensor] for each in group])
-        mask = np.tile(masks[first.mask], (len(group), 1)) if first.mask else None
-        return channel_moments(stacked, first.channel_axis, mask)
+    def reduce(each: Reduction) -> Moments:
+        return channel_moments(tensors[each.tensor], each.channel_axis, masks[each.mask] if each.mask else None)
 
-    groups = _groups(needed, tensors)
-    channels_of: dict[_Reduction, Moments] = {}
-    pooled_of: dict[_Reduction, Moments] = {}
-    for group, moments in zip(groups, run(reduce, groups), strict=True):
-        pooled = moments.pool(axis=1)
-        for i, each in enumerate(group):
-            rows = slice(i * n, (i + 1) * n)
-            channels_of[each], pooled_of[each] = moments.rows(rows), pooled.rows(rows)
-    pooled = Moments.stack([pooled_of[each] for each in needed], axis=1)
+    parts = list(run(reduce, layout.reductions))
+    ends = np.cumsum([part.mean.shape[1] for part in parts])
+    starts = np.concatenate([[0], ends[:-1]])
+    joined = Moments.join(parts)
+    pooled = joined.pool_segments(starts).columns(layout.reduction_of)
+    columns = [slice(starts[i], ends[i]) for i in layout.reduction_of]
     ratio, cosine = _pair_statistics(layout, tensors, masks, pooled.l2)
-    return BatchStatistics(layout, [channels_of[each] for each in needed], pooled, ratio, cosine)
-
-
-class _Reduction(NamedTuple):
-    """One tensor reduced in one way; several sides may ask for the same."""
-
-    tensor: str
-    channel_axis: int
-    mask: str | None
-
-
-def _groups(needed: Iterable[_Reduction], tensors: Mapping[str, Activations]) -> list[list[_Reduction]]:
-    """Each reduction once: small tensors that are alike together, because calls cost more there than elements; large ones alone."""
-    groups: dict[Hashable, list[_Reduction]] = {}
-    for each in dict.fromkeys(needed):
-        tensor = tensors[each.tensor]
-        alike = (tensor.shape, each.channel_axis, each.mask)
-        groups.setdefault(alike if tensor.size <= _STACKED_ELEMENTS else each, []).append(each)
-    return list(groups.values())
+    return BatchStatistics(layout, joined, columns, pooled, ratio, cosine)
 
 
 def _pair_statistics(
@@ -186,7 +183,7 @@ class SampleStatistics:
         return described
 
     def _channels(self, row: int) -> dict[str, list[float | int | None]]:
-        moments = self.batch.channels[row]
+        moments = self.batch.channels(row)
         i = self.index
         count = np.maximum(moments.count[i], 1)
         var = moments.var[i]

@@ -110,7 +110,7 @@ class StatisticsReader:
     def _moments_of(self, row: int | None) -> Moments:
         """The moments (N, C) of a row of the layout, or (N, S) of all rows for None."""
         if row not in self._moments:
-            each = [(sample.batch.pooled if row is None else sample.batch.channels[row], sample.index) for sample in self._samples]
+            each = [(sample.batch.pooled if row is None else sample.batch.channels(row), sample.index) for sample in self._samples]
             self._moments[row] = Moments(
                 *(np.stack([getattr(moments, field.name)[i] for moments, i in each]) for field in fields(Moments))
             )
