@@ -16,6 +16,7 @@ import logging
 import queue
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -151,8 +152,8 @@ class Batcher:
             start = time.perf_counter_ns()
             rows = self._reader.texts([text for _, text in texts])
             spent = time.perf_counter_ns() - start
-            for call in {job.call for job, _ in texts}:
-                call.spend(input_ns=spent)
+            for call, count in Counter(job.call for job, _ in texts).items():
+                call.spend(count, input_ns=spent)
             for (job, _), row in zip(texts, rows, strict=True):
                 if isinstance(row, InvalidInputError):
                     fail(job.call, row)
@@ -183,8 +184,8 @@ class Batcher:
                 fail(batch[0].call, _run_error(error))
             return
         self._counters.count_run(len(batch), result.input_ns, result.infer_ns, result.output_ns)
-        for call in {job.call for job in batch}:
-            call.spend(input_ns=result.input_ns, infer_ns=result.infer_ns, output_ns=result.output_ns)
+        for call, count in Counter(job.call for job in batch).items():
+            call.spend(count, input_ns=result.input_ns, infer_ns=result.infer_ns, output_ns=result.output_ns)
         finished = [job.call for job, outcome in zip(batch, result.outcomes, strict=True) if job.call.finish(job.index, outcome)]
         by_loop: dict[asyncio.AbstractEventLoop, list[Call]] = {}
         for call in finished:

@@ -39,7 +39,8 @@ class Call:
         future: of the outcomes, in the order of the inputs; awaited by the request, so cancelled with it.
         deadline_ns: of `time.perf_counter_ns`, after which nothing is begun for it.
         gone: tells whether the client is gone, and nobody waits any more; cheap, and asked from any thread.
-        input_ns, infer_ns, output_ns: of the work that it had a part in: decoding or tokenizing, running, statistics.
+        input_ns, infer_ns, output_ns: what the work on one of its inputs took, the mean of all: decoding or tokenizing, running,
+            statistics. The mean, because inputs may be worked on beside each other: the sum could exceed the time that passed.
     """
 
     def __init__(
@@ -58,12 +59,12 @@ class Call:
         self._outcomes: dict[int, Outcome] = {}
         self._error: Exception | None = None
 
-    def spend(self, *, input_ns: int = 0, infer_ns: int = 0, output_ns: int = 0) -> None:
-        """Adds to the times. On any thread."""
+    def spend(self, jobs: int, *, input_ns: int = 0, infer_ns: int = 0, output_ns: int = 0) -> None:
+        """Adds work of this length on so many of the jobs to the times. On any thread."""
         with self._lock:
-            self.input_ns += input_ns
-            self.infer_ns += infer_ns
-            self.output_ns += output_ns
+            self.input_ns += input_ns * jobs // len(self.jobs)
+            self.infer_ns += infer_ns * jobs // len(self.jobs)
+            self.output_ns += output_ns * jobs // len(self.jobs)
 
     def finish(self, index: int, outcome: Outcome) -> bool:
         """Keeps the outcome of one job; true if it was the last. On any thread."""

@@ -33,7 +33,7 @@ class CountersSnapshot:
         success: answered requests, from their acceptance to the answer.
         fail: requests that got an error.
         queue: of answered requests, the time in which nothing was done for them.
-        compute_input: of answered requests, decoding or tokenizing and making the feeds.
+        compute_input: of answered requests (of each, the mean of its inputs), decoding or tokenizing and making the feeds.
         compute_infer: of answered requests, running the graph.
         compute_output: of answered requests, statistics and splitting.
         batches: batch size -> durations of its runs.

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from models.artifact import Artifact
 from models.postprocessing import rank, softmax
-from models.preprocessing import InvalidInputError
 from service.engine.batching import Batch, Batcher, BatchLimits, BatchResult, fail
 from service.engine.calls import Call, Job, Outcome
 from service.engine.counters import Counters
@@ -160,15 +159,13 @@ class ServedModel:
     def _decode(self, job: Job, data: bytes, batcher: Batcher) -> None:
         if job.call.abandoned or job.call.gone():  # the batcher tells the caller
             return
+        start = time.perf_counter_ns()
         try:
             job.row = self._reader.image(data)
-        except InvalidInputError as error:
+        except Exception as error:  # also a decoder's own fault must reach the request that waits
             fail(job.call, error)
             return
-        except Exception as error:  # a decoder's own fault must reach the request that waits
-            fail(job.call, error)
-            return
-        job.call.input_ns = time.perf_counter_ns() - job.call.started_ns
+        job.call.spend(1, input_ns=time.perf_counter_ns() - start)
         batcher.put(job)
 
     def _check_size(self, row: TensorInput) -> None:

@@ -41,23 +41,24 @@ def optional_body(properties: dict[str, Any], example: dict[str, Any]) -> dict[s
     return {"required": False, "content": {"application/json": {"schema": schema, "examples": {"example": {"value": example}}}}}
 
 
-_PARAMETERS: dict[str, Any] = {
-    "type": "object",
-    "additionalProperties": {"anyOf": [{"type": "string"}, {"type": "number"}, {"type": "boolean"}]},
-}
+def parameters_schema(**known: dict[str, Any]) -> dict[str, Any]:
+    """The schema of `parameters`: those that mean something, any others that are plain; null is as good as leaving one out."""
+    null: dict[str, Any] = {"type": "null"}
+    plain = {"anyOf": [{"type": "string"}, {"type": "number"}, {"type": "boolean"}, null]}
+    properties = {name: {"anyOf": [schema, null]} for name, schema in known.items()}
+    return {"type": ["object", "null"], "properties": properties, "additionalProperties": plain}
+
+
 _INFER_SCHEMA: dict[str, Any] = {
     "type": "object",
     "required": ["inputs"],
     "properties": {
-        "id": {"type": "string", "description": "echoed in the answer"},
-        "parameters": {
-            **_PARAMETERS,
-            "properties": {
-                "layer_statistics": {"enum": ["none", "summary", "channels"], "description": "layer statistics to add as outputs"},
-                "binary_data_output": {"type": "boolean", "description": "outputs come as binary data unless they say otherwise"},
-                "timeout": {"type": "integer", "minimum": 0, "description": "microseconds until the request is given up"},
-            },
-        },
+        "id": {"type": ["string", "null"], "description": "echoed in the answer"},
+        "parameters": parameters_schema(
+            layer_statistics={"enum": ["none", "summary", "channels"], "description": "layer statistics to add as outputs"},
+            binary_data_output={"type": "boolean", "description": "outputs come as binary data unless they say otherwise"},
+            timeout={"type": "integer", "minimum": 0, "description": "microseconds until the request is given up"},
+        ),
         "inputs": {
             "type": "array",
             "minItems": 1,
@@ -69,28 +70,25 @@ _INFER_SCHEMA: dict[str, Any] = {
                     "datatype": {"type": "string"},
                     "shape": {"type": "array", "items": {"type": "integer", "minimum": 1}},
                     "data": {"type": "array", "description": "flat or nested; left out if binary_data_size is given"},
-                    "parameters": _PARAMETERS,
+                    "parameters": parameters_schema(),
                 },
             },
         },
         "outputs": {
-            "type": "array",
+            "type": ["array", "null"],
             "items": {
                 "type": "object",
                 "required": ["name"],
                 "properties": {
                     "name": {"type": "string"},
-                    "parameters": {
-                        **_PARAMETERS,
-                        "properties": {
-                            "binary_data": {"type": "boolean"},
-                            "classification": {
-                                "type": "integer",
-                                "minimum": 0,
-                                "description": "above 0: the best classes as value:index:label",
-                            },
+                    "parameters": parameters_schema(
+                        binary_data={"type": "boolean"},
+                        classification={
+                            "type": "integer",
+                            "minimum": 0,
+                            "description": "above 0: the best classes as value:index:label",
                         },
-                    },
+                    ),
                 },
             },
         },

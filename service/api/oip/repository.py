@@ -8,7 +8,7 @@ from starlette.concurrency import run_in_threadpool
 
 from service.api.answers import json_answer
 from service.api.oip import body, schemas
-from service.api.oip.documentation import ModelName, documented, optional_body
+from service.api.oip.documentation import ModelName, documented, optional_body, parameters_schema
 from service.api.oip.parameters import read_flag, read_parameters, refuse_overrides
 from service.state import State
 
@@ -26,7 +26,7 @@ async def _content(request: Request) -> dict[str, Any]:
 @router.post(
     "/index",
     response_model=schemas.RepositoryIndex,
-    **documented(400, 408, 413, body=optional_body({"ready": {"type": "boolean"}}, {"ready": True})),
+    **documented(400, 408, 413, body=optional_body({"ready": {"type": ["boolean", "null"]}}, {"ready": True})),
 )
 async def index(request: Request) -> Response:
     """Every version of every model in the repository with its state; with `ready`, those that can answer now."""
@@ -35,10 +35,9 @@ async def index(request: Request) -> Response:
     return json_answer([asdict(entry) for entry in entries if entry.state == "READY" or not only_ready])
 
 
-_LOAD_BODY = optional_body({"parameters": {"type": "object", "maxProperties": 0}}, {})
+_LOAD_BODY = optional_body({"parameters": parameters_schema()}, {})
 _UNLOAD_BODY = optional_body(
-    {"parameters": {"type": "object", "properties": {"unload_dependents": {"type": "boolean"}}, "additionalProperties": False}},
-    {"parameters": {"unload_dependents": False}},
+    {"parameters": parameters_schema(unload_dependents={"type": "boolean"})}, {"parameters": {"unload_dependents": False}}
 )
 
 
