@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware.cors import CORSMiddleware
 
-from service.api import health, home, models, predict
+from service.api import health, home, models, predict, statistics
 from service.api.admission import Admission
 from service.api.answers import add_error_handlers, answer_error
 from service.api.direct import DirectRoutes, HotRoutes
@@ -24,6 +24,7 @@ from service.lifecycle import Lifecycle
 from service.metrics import Metrics
 from service.settings import Settings
 from service.state import State
+from service.statistics.store import StatisticsStore
 from service.tracing import UNTRACED, tracing_from
 
 _CORS_HEADERS = [
@@ -48,7 +49,8 @@ def create_app(settings: Settings) -> FastAPI:
     Raises:
         ArtifactError: the model repository or an artifact in it is broken.
     """
-    repository = Repository(settings)
+    store = StatisticsStore(settings)
+    repository = Repository(settings, store.traffic_of)
     metrics = Metrics(repository)
     lifecycle = Lifecycle()
     tracing = tracing_from(os.environ, _version())
@@ -57,9 +59,11 @@ def create_app(settings: Settings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         background = threading.Thread(target=_load, args=(repository, settings.watch), name="load-models")
         background.start()
+        store.start()
         yield
         await run_in_threadpool(repository.close)
         await run_in_threadpool(background.join)
+        await run_in_threadpool(store.close)
         if tracing is not None:
             await run_in_threadpool(tracing.close)
 
@@ -68,11 +72,11 @@ def create_app(settings: Settings) -> FastAPI:
         title="NormScope", version=_version(), description=_DESCRIPTION, lifespan=lifespan, telemetry=telemetry
     )
     add_error_handlers(app)
-    for module in (predict, models, oip, health, home):
+    for module in (predict, models, statistics, oip, health, home):
         app.include_router(module.router)
     hot, observer, keys = HotRoutes([predict.router, oip.hot_router]), Observer(metrics, repository), Keys.of(settings)
     refuse = EarlyRefusal(hot, repository, observer, lifecycle, keys)
-    app.state.normscope = State(settings, repository, metrics, lifecycle, tracing, refuse)
+    app.state.normscope = State(settings, repository, store, metrics, lifecycle, tracing, refuse)
     app.wrap(DirectRoutes, hot=hot, answer_error=answer_error)
     app.wrap(Admission, lifecycle=lifecycle, keys=keys, open_metrics=settings.open_metrics)
     if settings.cors_origins:  # around the keys: a browser asks without one whether it may ask

@@ -29,6 +29,10 @@ class UnknownLayerError(ServiceError):
     """No layer of the model matches the pattern."""
 
 
+class NotAcceptableError(ServiceError):
+    """No media type that the client accepts is offered."""
+
+
 class SlowRequestError(ServiceError):
     """The body did not arrive in time."""
 
@@ -82,6 +86,7 @@ STATUSES: Mapping[type[Exception], int] = {
     ForbiddenError: 403,
     UnknownModelError: 404,
     UnknownLayerError: 404,
+    NotAcceptableError: 406,
     SlowRequestError: 408,
     BodyTooLargeError: 413,
     UnsupportedMediaTypeError: 415,

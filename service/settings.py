@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, SecretStr
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from models.preprocessing import DEFAULT_MAX_PIXELS
+from service.statistics.retention import HOUR_S, Retention
 
 _SHIPPED = Path(__file__).resolve().parent.parent / "models" / "artifacts"
 
@@ -15,6 +16,17 @@ Count = Annotated[int, Field(ge=1)]
 
 def _split(value: Any) -> Any:
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
+def _divides_an_hour(seconds: int) -> int:
+    if HOUR_S % seconds:
+        raise ValueError(f"{seconds} does not divide {HOUR_S}, so that windows could not be merged into hours; take 60")
+    return seconds
+
+
+def _retention(text: str) -> str:
+    Retention.parse(text)
+    return text
 
 
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
@@ -55,6 +67,20 @@ class Settings(BaseSettings):
         ge=0,
         le=1,
         description="share of the batches that count in the statistics over traffic, at least one a second; 0 takes none",
+    )
+    statistics_window_s: Annotated[int, Field(ge=1, le=3600), AfterValidator(_divides_an_hour)] = Field(
+        default=60, description="seconds of a window of the statistics over traffic; divides 3600"
+    )
+    statistics_flush_s: float = Field(default=10, gt=0, description="seconds between two times that statistics are stored")
+    statistics_retention: Annotated[str, AfterValidator(_retention)] = Field(
+        default="6h,7d,365d", description="how long windows are kept until merged into hours, hours until days, and days"
+    )
+    data_dir: Path | None = Field(default=None, description="folder of the stored statistics; unset: kept in memory")
+    database_url: SecretStr | None = Field(
+        default=None, description="database of the statistics instead, such as postgresql://user:password@host/name"
+    )
+    metrics_layers: str = Field(
+        default="", max_length=2000, description="layers, as in `layers=`, whose statistics /metrics shows; empty: none"
     )
     api_keys: Keys = Field(default=(), description="keys, with commas, one of which every request must carry; empty: none is asked")
     admin_api_keys: Keys = Field(default=(), description="keys that may also load and unload models; empty: any key may")

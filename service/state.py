@@ -10,6 +10,7 @@ from service.engine.repository import Repository
 from service.lifecycle import Lifecycle
 from service.metrics import Metrics
 from service.settings import Settings
+from service.statistics.store import StatisticsStore
 from service.tracing import Tracing
 
 if TYPE_CHECKING:
@@ -18,10 +19,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class State:
-    """Settings, models, metrics, phase and traces of one app, and what refuses requests to a full queue early."""
+    """Settings, models, statistics, metrics, phase and traces of one app, and what refuses requests to a full queue early."""
 
     settings: Settings
     repository: Repository
+    statistics: StatisticsStore
     metrics: Metrics
     lifecycle: Lifecycle
     tracing: Tracing | None

@@ -1,13 +1,11 @@
-"""GET /v1/models...: what is served, the card, the layers and the statistics over traffic of each model."""
+"""GET /v1/models...: what is served, the card and the layers of each model."""
 
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
 from service.api.answers import documented_errors, json_answer
-from service.api.layers import MAX_PATTERN_LENGTH, choose_layers
-from service.api.query import LAYERS_HELP
-from service.api.schemas import LayerList, ModelCard, ModelList, TrafficAnswer
+from service.api.schemas import LayerList, ModelCard, ModelList
 from service.state import State
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
@@ -52,17 +50,3 @@ def model_layers(request: Request, model: str, version: Version = None) -> Respo
     manifest = State.of(request).repository.get(model, version).manifest
     layers = [layer.model_dump(mode="json", exclude={"tensors", "mask"}) for layer in manifest.layers]
     return json_answer({"model": manifest.name, "version": manifest.version, "layers": layers})
-
-
-@router.get("/{model}/statistics", response_model=TrafficAnswer, responses=documented_errors(404, 422, 503))
-def traffic_statistics(
-    request: Request,
-    model: str,
-    layers: Annotated[str, Query(max_length=MAX_PATTERN_LENGTH, description=LAYERS_HELP)] = "*",
-    version: Version = None,
-) -> Response:
-    """Statistics of every layer over the sampled traffic since the model was loaded."""
-    served = State.of(request).repository.get(model, version)
-    chosen = choose_layers(served.manifest.layers, layers, model)
-    totals = served.traffic.describe(chosen)
-    return json_answer({"model": served.manifest.name, "version": served.manifest.version, **totals})

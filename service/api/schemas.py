@@ -52,13 +52,6 @@ _LISTED_LAYER: dict[str, Any] = {
     "gamma": {"mean": 1.0, "std": 0.05, "min": 0.8, "max": 1.2},
     "beta": {"mean": 0.0, "std": 0.03, "min": -0.1, "max": 0.1},
 }
-_RANGE: dict[str, Any] = {"mean": 38.4, "min": 37.0, "max": 39.8}
-_TRAFFIC_LAYER: dict[str, Any] = {
-    "layer": "blocks.0.attention_norm",
-    "kind": "layer_norm",
-    "before": _SIDE | {"l2": _RANGE},
-    "after": _NORMALIZED | {"l2": {"mean": 32.0, "min": 31.0, "max": 33.0}},
-}
 _CARD: dict[str, Any] = {
     "name": "encoder",
     "version": "1",
@@ -260,60 +253,6 @@ class LayerList(BaseModel):
     model: str
     version: str
     layers: list[LayerAnswer]
-
-
-class ValueRange(BaseModel):
-    """Of the values of the single inputs; null before the first."""
-
-    model_config = _like(_RANGE)
-
-    mean: float | None
-    min: float | None
-    max: float | None
-
-
-class TrafficSide(BaseModel):
-    """One side over all traffic: mean, var, std and zeros pooled by count, min and max extremes, l2 by input."""
-
-    model_config = _like(_SIDE | {"l2": _RANGE})
-
-    count: int
-    mean: float | None
-    var: float | None
-    std: float | None
-    min: float | None
-    max: float | None
-    l2: ValueRange
-    zeros: float | None
-    nonfinite: int = Field(description="sum over the inputs; an input with any is left out of the rest")
-
-
-class TrafficLayer(BaseModel):
-    """One layer over all traffic."""
-
-    model_config = _like(_TRAFFIC_LAYER)
-
-    layer: str
-    kind: ProbeKind
-    before: TrafficSide | None = None
-    after: TrafficSide | None = None
-    identity: TrafficSide | None = None
-    residual: TrafficSide | None = None
-    sum: TrafficSide | None = None
-    residual_ratio: ValueRange | None = None
-    cosine: ValueRange | None = None
-
-
-class TrafficAnswer(BaseModel):
-    """Statistics over all traffic since the model was loaded."""
-
-    model_config = _like({"model": "encoder", "version": "1", "requests": 2, "sampled": 2, "layers": [_TRAFFIC_LAYER]})
-
-    model: str
-    version: str
-    requests: int = Field(description="inputs served; a call with three photos counts three")
-    sampled: int = Field(description="of these, inputs whose statistics were taken")
-    layers: list[TrafficLayer]
 
 
 class Health(BaseModel):

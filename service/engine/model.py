@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from models.artifact import Artifact
+from models.artifact import Artifact, Manifest
 from models.postprocessing import rank, softmax
 from service.engine.batching import Batch, Batcher, BatchLimits, BatchResult, fail
 from service.engine.calls import Call, Job, Outcome
@@ -20,7 +20,8 @@ from service.errors import DeadlineExceededError, InvalidRequestError, Overloade
 from service.settings import Settings
 from service.statistics.layers import BatchStatistics, SampleStatistics, SideLayout, batch_statistics
 from service.statistics.sampling import Sampler
-from service.statistics.store import TrafficStatistics
+from service.statistics.series import Series
+from service.statistics.traffic import TrafficStatistics
 
 
 @dataclass(frozen=True)
@@ -34,18 +35,32 @@ class Timing:
     output_ns: int
 
 
+TrafficOf = Callable[[Manifest, SideLayout], TrafficStatistics]
+
+
+def collected_in_memory(manifest: Manifest, layout: SideLayout) -> TrafficStatistics:
+    """Statistics that nothing stores."""
+    return TrafficStatistics(Series.of(manifest, layout))
+
+
 class ServedModel:
     """One loaded version of a model."""
 
-    def __init__(self, artifact: Artifact, settings: Settings, threads: int) -> None:
+    def __init__(self, artifact: Artifact, settings: Settings, threads: int, traffic_of: TrafficOf = collected_in_memory) -> None:
         """Loads the sessions and runs each once, so that the first request is as fast as the others.
+
+        Args:
+            artifact: the verified folder.
+            settings: of the service.
+            threads: that run this model.
+            traffic_of: gives the place for the statistics over its traffic.
 
         Raises:
             ArtifactError: the artifact cannot be loaded or run.
         """
         self.manifest = artifact.manifest
         self.layout = SideLayout(tuple(self.manifest.layers))
-        self.traffic = TrafficStatistics(self.layout)
+        self.traffic = traffic_of(self.manifest, self.layout)
         self.counters = Counters()
         self._settings = settings
         self._reader = InputReader(artifact, settings.max_image_pixels)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from models.artifact import ArtifactError, Manifest, load_artifact
-from service.engine.model import ServedModel
+from service.engine.model import ServedModel, TrafficOf, collected_in_memory
 from service.engine.threads import available_cpus
 from service.engine.versions import VersionFolder, find_versions, newest_first
 from service.errors import LoadError, NotReadyError, UnknownModelError
@@ -50,13 +50,13 @@ class _Slot:
 class Repository:
     """All versions of all models. What is loaded next to a version that serves takes its place only once it is warm."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, traffic_of: TrafficOf = collected_in_memory) -> None:
         """Looks at the folders; `load_all` makes them ready.
 
         Raises:
             ArtifactError: the repository cannot be read or holds no model.
         """
-        self._settings = settings
+        self._settings, self._traffic_of = settings, traffic_of
         self._threads = settings.threads or available_cpus()
         folders = find_versions(settings.model_repository)
         if not folders and not settings.watch:
@@ -156,7 +156,7 @@ class Repository:
         expected, actual = (folder.name, folder.version), (artifact.manifest.name, artifact.manifest.version)
         if expected != actual:
             raise ArtifactError(f"{folder.name}/{folder.version} holds {'/'.join(actual)}; name the folders after it")
-        return ServedModel(artifact, self._settings, self._threads)
+        return ServedModel(artifact, self._settings, self._threads, self._traffic_of)
 
     def _retire(self, models: list[ServedModel]) -> None:
         """Waits for the requests in hand, then gives the memory back to the system."""

@@ -1,116 +1,105 @@
-"""Statistics over all traffic of a model since it was loaded, in memory and of constant size. Merges batches, answers queries."""
+"""The statistics over traffic of all models: collected, stored and found again. The app has one."""
 
+import logging
+import tempfile
 import threading
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
-import numpy as np
+from models.artifact import Manifest
+from service.settings import Settings
+from service.statistics.database import Database
+from service.statistics.history import History
+from service.statistics.layers import SideLayout
+from service.statistics.retention import Retention
+from service.statistics.series import Series
+from service.statistics.traffic import TrafficStatistics
+from service.statistics.writer import StatisticsWriter
 
-from models.artifact import Layer
-from service.statistics.layers import BatchStatistics, SideLayout, summary
-from service.statistics.moments import Floats, Moments
-
-
-@dataclass
-class _Range:
-    """Mean, minimum and maximum of per-request values, for many quantities at once (fields of one shape); NaN is left out."""
-
-    count: Floats
-    total: Floats
-    minimum: Floats
-    maximum: Floats
-
-    @classmethod
-    def empty(cls, size: int) -> "_Range":
-        return cls(np.zeros(size), np.zeros(size), np.full(size, np.inf), np.full(size, -np.inf))
-
-    def add(self, values: Floats) -> None:
-        """Takes values (N, size)."""
-        known = np.isfinite(values)
-        self.count += known.sum(0)
-        self.total += np.where(known, values, 0).sum(0)
-        self.minimum = np.minimum(self.minimum, np.where(known, values, np.inf).min(0))
-        self.maximum = np.maximum(self.maximum, np.where(known, values, -np.inf).max(0))
-
-    def describe(self, i: int) -> dict[str, float | None]:
-        if not self.count[i]:
-            return {"mean": None, "min": None, "max": None}
-        mean = float(self.total[i] / self.count[i])
-        return {"mean": mean, "min": float(self.minimum[i]), "max": float(self.maximum[i])}
+FILE = "statistics.sqlite"
+_MERGE_S = 1.0
+_log = logging.getLogger("normscope")
 
 
-@dataclass
-class TrafficStatistics:
-    """What all inputs so far looked like inside one model.
+class StatisticsStore:
+    """Hands every model the place for its statistics, and keeps them beyond the life of the model and of the process."""
 
-    mean, var, std and zeros are pooled by count, min and max are extremes; l2, residual_ratio and cosine are the mean, min and max
-    of the values of the single requests. A sample with NaN or infinities on a side counts there in `nonfinite` only.
-    Every input counts as a request: a call with three photos counts three times.
-    """
-
-    layout: SideLayout
-    requests: int = 0
-    sampled: int = 0
-    _moments: Moments = field(init=False)
-    _nonfinite: Floats = field(init=False)
-    _l2: _Range = field(init=False)
-    _residual_ratio: _Range = field(init=False)
-    _cosine: _Range = field(init=False)
-    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
-
-    def __post_init__(self) -> None:
-        rows, adds = len(self.layout.rows), len(self.layout.adds)
-        self._moments = Moments.empty(rows)
-        self._nonfinite = np.zeros(rows)
-        self._l2, self._residual_ratio, self._cosine = _Range.empty(rows), _Range.empty(adds), _Range.empty(adds)
-
-    def count(self, inputs: int) -> None:
-        """Counts inputs that were served, whether or not their statistics are taken."""
-        with self._lock:
-            self.requests += inputs
-
-    def add(self, batch: BatchStatistics) -> None:
-        """Merges all samples of a batch; safe to call from several threads."""
-        pooled = batch.pooled
-        bad = pooled.nonfinite > 0  # (N, S)
-        clean = Moments(
-            count=np.where(bad, 0, pooled.count),
-            mean=np.where(bad, 0, pooled.mean),
-            m2=np.where(bad, 0, pooled.m2),
-            minimum=np.where(bad, np.inf, pooled.minimum),
-            maximum=np.where(bad, -np.inf, pooled.maximum),
-            zeros=np.where(bad, 0, pooled.zeros),
-            nonfinite=np.zeros_like(pooled.nonfinite),
+    def __init__(self, settings: Settings, clock: Callable[[], float] = time.time) -> None:
+        """
+        Raises:
+            ImportError: the driver for `database_url` is not installed.
+            sqlalchemy.exc.ArgumentError: `database_url` is no URL.
+        """
+        self._window_s, self._clock = settings.statistics_window_s, clock
+        self.database = _open(settings)
+        self._traffic: dict[str, TrafficStatistics] = {}
+        self._lock = threading.Lock()
+        self.writer = StatisticsWriter(
+            self.database, Retention.parse(settings.statistics_retention), self.traffic, settings.statistics_flush_s, clock
         )
-        merged = clean.pool(axis=0)
-        with self._lock:
-            self.sampled += len(batch)
-            self._moments = self._moments.merge(merged)
-            self._nonfinite += pooled.nonfinite.sum(0)
-            self._l2.add(np.where(bad, np.nan, pooled.l2))
-            self._residual_ratio.add(batch.residual_ratio)
-            self._cosine.add(batch.cosine)
+        self.history = History(self.database, self.writer.attempted)
+        self._arrived, self._stopped = threading.Event(), False
+        self._merger = threading.Thread(target=self._merge, name="merge-statistics", daemon=True)
 
-    def describe(self, layers: Sequence[Layer]) -> dict[str, Any]:
-        """The totals of the chosen layers as the API shows them."""
+    def traffic_of(self, manifest: Manifest, layout: SideLayout) -> TrafficStatistics:
+        """The statistics of this model version; the same as before for weights that were served already."""
+        series = Series.of(manifest, layout)
         with self._lock:
-            return {
-                "requests": self.requests,
-                "sampled": self.sampled,
-                "layers": [self._layer(layer) for layer in layers],
-            }
+            found = self._traffic.get(series.fingerprint)
+            if found is None:
+                found = TrafficStatistics(series, self._window_s, self._clock, self._arrived.set)
+                self._traffic[series.fingerprint] = found
+            return found
 
-    def _layer(self, layer: Layer) -> dict[str, Any]:
-        described: dict[str, Any] = {"layer": layer.layer, "kind": layer.kind}
-        for side in layer.tensors:
-            row = self.layout.row_of[layer.layer, side]
-            described[side] = summary(self._moments, row) | {
-                "l2": self._l2.describe(row),
-                "nonfinite": int(self._nonfinite[row]),
-            }
-        if layer.kind == "residual_add":
-            add = self.layout.add_of[layer.layer]
-            described["residual_ratio"] = self._residual_ratio.describe(add)
-            described["cosine"] = self._cosine.describe(add)
-        return described
+    def traffic(self) -> Sequence[TrafficStatistics]:
+        """Of all models that were served since the start."""
+        with self._lock:
+            return list(self._traffic.values())
+
+    def start(self) -> None:
+        """Begins to merge and to store."""
+        self._merger.start()
+        self.writer.start()
+
+    def close(self) -> None:
+        """Stores the rest and ends; nothing is counted any more."""
+        self._stopped = True
+        self._arrived.set()
+        if self._merger.is_alive():
+            self._merger.join()
+        self.writer.close()
+        self.database.close()
+
+    def _merge(self) -> None:
+        while not self._stopped:
+            self._arrived.wait(_MERGE_S)
+            self._arrived.clear()
+            for traffic in self.traffic():
+                traffic.absorb()
+
+
+def _open(settings: Settings) -> Database:
+    if settings.database_url is not None:
+        return Database(settings.database_url.get_secret_value())
+    folder = settings.data_dir
+    if folder is None:
+        return Database("sqlite://")
+    if (problem := _unwritable(folder)) is not None:
+        _log.warning("statistics stay in memory and end with the process: %s; set NORMSCOPE_DATA_DIR", problem)
+        return Database("sqlite://")
+    return Database.file(folder / FILE)
+
+
+def _unwritable(folder: Path) -> str | None:
+    """Why no file can be written here."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+        if (file := folder / FILE).exists():
+            with file.open("ab"):
+                pass
+    except OSError as error:
+        return str(error)
+    return None

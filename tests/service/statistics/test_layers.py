@@ -6,7 +6,6 @@ from numpy.typing import NDArray
 
 from models.artifact import Layer
 from service.statistics.layers import SideLayout, batch_statistics
-from service.statistics.store import TrafficStatistics
 from tests.oracle import assert_pair, assert_side
 
 Arrays = dict[str, NDArray[np.float32]]
@@ -91,22 +90,3 @@ def test_relation_of_an_identity_of_zeros() -> None:
     first, second = (batch.sample(i).describe(layout.layers, channels=False)[0] for i in range(2))
     assert (first["residual_ratio"], first["cosine"]) == (None, None)
     assert (second["residual_ratio"], second["cosine"]) == (0.0, None)
-
-
-def test_traffic_leaves_nonfinite_samples_out() -> None:
-    """Over traffic a sample with a NaN counts in `nonfinite` and nowhere else; the others are pooled exactly."""
-    layout = SideLayout((NORM,))
-    tensors, inputs = activations()
-    tensors["a"][1, 0, 0, 0] = np.inf
-    traffic = TrafficStatistics(layout)
-    traffic.count(3)
-    traffic.add(batch_statistics(layout, tensors, inputs))
-    total = traffic.describe(layout.layers)
-    assert (total["requests"], total["sampled"]) == (3, 3)
-    before = total["layers"][0]["before"]
-    clean = tensors["a"][[0, 2]].astype(np.float64)
-    assert (before["count"], before["nonfinite"]) == (clean.size, 1)
-    assert before["mean"] == pytest.approx(clean.mean(), abs=1e-7)
-    assert before["var"] == pytest.approx(clean.var(), rel=1e-6)
-    norms = np.sqrt((clean**2).sum((1, 2, 3)))
-    assert before["l2"] == pytest.approx({"mean": norms.mean(), "min": norms.min(), "max": norms.max()})

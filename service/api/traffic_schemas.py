@@ -1,0 +1,129 @@
+"""The JSON of the statistics over traffic as pydantic models; what the pages under /docs show."""
+
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from models.instrument.probes import ProbeKind
+
+Number = float | None
+Numbers = list[float | None]
+Of = TypeVar("Of")
+
+_RANGE: dict[str, Any] = {"mean": 38.4, "std": 0.6, "min": 37.0, "max": 39.8}
+_SIDE: dict[str, Any] = {
+    "count": 2048,
+    "mean": 0.02,
+    "var": 1.44,
+    "std": 1.2,
+    "min": -4.1,
+    "max": 5.3,
+    "zeros": 0.0,
+    "nonfinite": 0,
+    "nonfinite_samples": 0,
+    "request_mean": {"mean": 0.02, "std": 0.001, "min": 0.019, "max": 0.021},
+    "request_std": {"mean": 1.2, "std": 0.01, "min": 1.19, "max": 1.21},
+    "l2": _RANGE,
+}
+_LAYER: dict[str, Any] = {"layer": "embedding_norm", "kind": "layer_norm", "before": _SIDE}
+_SERIES: dict[str, Any] = {
+    "step_s": 60,
+    "start": ["2026-05-04T10:00:00Z"],
+    "end": ["2026-05-04T10:01:00Z"],
+    "requests": [2],
+    "sampled": [2],
+    "layers": [],
+}
+_ANSWER: dict[str, Any] = {
+    "model": "encoder",
+    "version": "1",
+    "since": "2026-05-04T09:01:00Z",
+    "until": "2026-05-04T10:01:00Z",
+    "complete": True,
+    "requests": 2,
+    "sampled": 2,
+    "quantiles": [],
+    "layers": [_LAYER],
+    "series": _SERIES,
+}
+
+
+def _like(example: dict[str, Any]) -> ConfigDict:
+    return ConfigDict(extra="forbid", json_schema_extra={"example": example})
+
+
+class ValueSummary(BaseModel, Generic[Of]):
+    """Of the values of the single inputs, each with one vote; null before the first."""
+
+    model_config = _like(_RANGE)
+
+    mean: Of
+    std: Of = Field(description="population standard deviation of the values")
+    min: Of
+    max: Of
+    quantiles: Any = Field(default=None, description="at the ranks that were asked for; for a series a list of such lists")
+
+
+class TrafficSide(BaseModel, Generic[Of]):
+    """One side over a stretch of time. All but l2 is over the elements of all inputs: pooled by count, min and max extremes."""
+
+    model_config = _like(_SIDE)
+
+    count: Of = Field(description="elements; padding does not count")
+    mean: Of
+    var: Of
+    std: Of
+    min: Of
+    max: Of
+    zeros: Of = Field(description="fraction of exact zeros, 0..1")
+    nonfinite: Of = Field(description="NaN and infinities; an input with any is left out of the rest")
+    nonfinite_samples: Of = Field(description="inputs with any")
+    request_mean: ValueSummary[Of] = Field(description="of the means of the single inputs")
+    request_std: ValueSummary[Of] = Field(description="of the standard deviations of the single inputs")
+    l2: ValueSummary[Of]
+
+
+class TrafficLayer(BaseModel, Generic[Of]):
+    """One layer over a stretch of time."""
+
+    model_config = _like(_LAYER)
+
+    layer: str
+    kind: ProbeKind
+    before: TrafficSide[Of] | None = None
+    after: TrafficSide[Of] | None = None
+    identity: TrafficSide[Of] | None = None
+    residual: TrafficSide[Of] | None = None
+    sum: TrafficSide[Of] | None = None
+    residual_ratio: ValueSummary[Of] | None = None
+    cosine: ValueSummary[Of] | None = None
+
+
+class TrafficSeries(BaseModel):
+    """The same by step; a list in place of each number, one item for each step that has windows."""
+
+    model_config = _like(_SERIES)
+
+    step_s: int
+    start: list[str] = Field(description="ISO 8601, UTC")
+    end: list[str] = Field(description="later than a step where old windows were merged into longer ones")
+    requests: list[int]
+    sampled: list[int]
+    layers: list[TrafficLayer[Numbers]]
+
+
+class TrafficAnswer(BaseModel):
+    """Statistics over all sampled traffic between two moments."""
+
+    model_config = _like(_ANSWER)
+
+    model: str
+    version: str
+    since: str = Field(description="ISO 8601, UTC; widened to whole windows, as is `until`")
+    until: str = Field(description="old windows, merged into hours and days, count only where they lie wholly between")
+    complete: bool = Field(description="false while the database cannot be read: only what this process has not stored yet is here")
+    requests: int = Field(description="inputs served; a call with three photos counts three")
+    sampled: int = Field(description="of these, inputs whose statistics were taken")
+    quantiles: list[float] = Field(description="ranks of all lists named quantiles")
+    layers: list[TrafficLayer[Number]] = Field(description="totals")
+    series: TrafficSeries | None = Field(description="null unless a step was asked for")

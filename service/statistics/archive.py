@@ -1,0 +1,130 @@
+"""Parts of windows in the database: written, read, merged into coarser windows, deleted."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Table, and_, delete, func, select
+
+from service.statistics.channels import ChannelMoments
+from service.statistics.database import Database, channels_table, series_table, windows_table
+from service.statistics.pending import StoredPart, new_part
+from service.statistics.retention import DAY_S, HOUR_S, Retention
+from service.statistics.series import value_count
+from service.statistics.sketches import Sketches
+from service.statistics.window import WindowMoments
+
+
+def write_parts(connection: Connection, series: int, windows: Sequence[StoredPart], channels: Sequence[StoredPart]) -> None:
+    """Stores parts; what was stored of them before is replaced."""
+    for table, parts in ((windows_table, windows), (channels_table, channels)):
+        for part in parts:
+            connection.execute(delete(table).where(_is(table, series, part)))
+            connection.execute(table.insert().values(_row(table, series, part)))
+
+
+def read_windows(connection: Connection, series: int, since: float, until: float, *, sketches: bool) -> list[StoredPart]:
+    """The parts of all windows that lie in [since, until], the oldest first."""
+    c = windows_table.c
+    inside = and_(c.series == series, c.start >= since, c.start < until, c.start + c.seconds <= until)
+    return _read(connection, windows_table, inside, sketches=sketches)
+
+
+def read_channels(connection: Connection, series: int, since: float, until: float) -> list[StoredPart]:
+    """The same of the channels; hours and days."""
+    c = channels_table.c
+    inside = and_(c.series == series, c.start >= since, c.start < until, c.start + c.seconds <= until)
+    return _read(connection, channels_table, inside, sketches=False)
+
+
+def roll_up(database: Database, retention: Retention, now: float) -> None:
+    """Merges old windows into hours, old hours into days, and deletes old days, one window in each transaction.
+
+    Several replicas may do so at once: each part is merged by one of them.
+
+    Raises:
+        sqlalchemy.exc.SQLAlchemyError: the database is full, locked or not there; what is done is done, the rest is as it was.
+    """
+    with database.reading() as connection:
+        known = connection.execute(select(series_table.c.id, series_table.c.sides, series_table.c.adds)).all()
+    for series, sides, adds in known:
+        for table in (windows_table, channels_table):
+            for coarse_s, kept_s in ((HOUR_S, retention.windows_s), (DAY_S, retention.hours_s)):
+                while _merge_oldest(database, table, series, coarse_s, int(now - kept_s) // coarse_s * coarse_s, sides, adds):
+                    pass
+            with database.writing() as connection:
+                old = and_(table.c.series == series, table.c.start + table.c.seconds <= now - retention.days_s)
+                connection.execute(delete(table).where(old))
+
+
+def _merge_oldest(database: Database, table: Table, series: int, coarse_s: int, before: int, sides: int, adds: int) -> bool:
+    """Merges the windows of the oldest coarse window that ends until `before`; whether there was one."""
+    c = table.c
+    finer = and_(c.series == series, c.seconds < coarse_s, c.start < before)
+    with database.writing() as connection:
+        oldest = connection.execute(select(func.min(c.start)).where(finer)).scalar_one()
+        if oldest is None:
+            return False
+        start = int(oldest) // coarse_s * coarse_s
+        inside = and_(finer, c.start < start + coarse_s)
+        parts = _read(connection, table, inside, sketches=table is windows_table, lock=True)
+        if not parts:  # another replica has just merged them
+            return True
+        for part in parts:
+            connection.execute(delete(table).where(_is(table, series, part)))
+        merged = _merged_windows(parts, sides, adds) if table is windows_table else _merged_channels(parts)
+        connection.execute(
+            table.insert().values(
+                series=series,
+                start=start,
+                seconds=coarse_s,
+                part=new_part(),
+                requests=sum(part.requests for part in parts),
+                sampled=sum(part.sampled for part in parts),
+                **merged,
+            )
+        )
+        return True
+
+
+def _merged_windows(parts: Sequence[StoredPart], sides: int, adds: int) -> dict[str, bytes]:
+    moments = WindowMoments.from_bytes([part.moments for part in parts], sides, adds).pooled()
+    sketches = Sketches(value_count(sides, adds))
+    for part in parts:
+        assert part.sketches is not None  # asked for above
+        sketches.merge(Sketches.from_bytes(part.sketches, sketches.size))
+    return {"moments": moments.to_bytes(), "sketches": sketches.to_bytes()}
+
+
+def _merged_channels(parts: Sequence[StoredPart]) -> dict[str, bytes]:
+    return {"moments": ChannelMoments.merged([ChannelMoments.from_bytes(part.moments) for part in parts]).to_bytes()}
+
+
+def _read(
+    connection: Connection, table: Table, chosen: ColumnElement[bool], *, sketches: bool, lock: bool = False
+) -> list[StoredPart]:
+    c = table.c
+    columns: list[Any] = [c.start, c.seconds, c.part, c.requests, c.sampled, c.moments, *([c.sketches] if sketches else [])]
+    query = select(*columns).where(chosen).order_by(c.start, c.part)
+    rows = connection.execute(query.with_for_update() if lock else query)
+    return [
+        StoredPart(start, seconds, part, requests, sampled, bytes(moments), bytes(rest[0]) if rest else None)
+        for start, seconds, part, requests, sampled, moments, *rest in rows
+    ]
+
+
+def _is(table: Table, series: int, part: StoredPart) -> ColumnElement[bool]:
+    c = table.c
+    return and_(c.series == series, c.start == part.start, c.seconds == part.seconds, c.part == part.part)
+
+
+def _row(table: Table, series: int, part: StoredPart) -> dict[str, Any]:
+    row = {
+        "series": series,
+        "start": part.start,
+        "seconds": part.seconds,
+        "part": part.part,
+        "requests": part.requests,
+        "sampled": part.sampled,
+        "moments": part.moments,
+    }
+    return row | {"sketches": part.sketches} if table is windows_table else row

@@ -1,0 +1,222 @@
+"""The database of the statistics: a SQLite file, PostgreSQL, or memory. Tables, connections and migrations; knows no statistics.
+
+Times are whole seconds since 1970 in UTC. A row of `windows` or `channels` is one part (`pending.py`) of one window.
+"""
+
+import json
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Connection,
+    Engine,
+    Integer,
+    LargeBinary,
+    MetaData,
+    QueuePool,
+    String,
+    Table,
+    Text,
+    create_engine,
+    event,
+    inspect,
+    make_url,
+    select,
+    text,
+)
+
+from service.statistics.series import Series
+
+_WAIT_S = 5  # for a lock, a connection or a statement
+_MIGRATION_LOCK = 7_203_114  # any number; the same in every replica
+_WRITES = "normscope_writes"
+
+metadata = MetaData()
+version_table = Table("schema_version", metadata, Column("version", Integer, nullable=False))
+series_table = Table(
+    "series",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("fingerprint", String(64), nullable=False, unique=True),
+    Column("model", Text, nullable=False),
+    Column("version", Text, nullable=False),
+    Column("sides", Integer, nullable=False),
+    Column("adds", Integer, nullable=False),
+    Column("layout", Text, nullable=False),  # for people: layer and side of every row
+)
+
+
+def _parts(name: str, *columns: Column[Any]) -> Table:
+    return Table(
+        name,
+        metadata,
+        Column("series", Integer, primary_key=True, autoincrement=False),
+        Column("start", BigInteger, primary_key=True, autoincrement=False),
+        Column("seconds", Integer, primary_key=True, autoincrement=False),
+        Column("part", BigInteger, primary_key=True, autoincrement=False),
+        Column("requests", BigInteger, nullable=False),
+        Column("sampled", BigInteger, nullable=False),
+        Column("moments", LargeBinary, nullable=False),
+        *columns,  # large ones last: who does not ask for them does not read them
+    )
+
+
+windows_table = _parts("windows", Column("sketches", LargeBinary, nullable=False))
+channels_table = _parts("channels")
+
+
+def _create_tables(connection: Connection) -> None:
+    for table in (series_table, windows_table, channels_table):
+        table.create(connection)
+
+
+MIGRATIONS: tuple[Callable[[Connection], None], ...] = (_create_tables,)
+"""Migration i leads from version i to i + 1. A released one never changes; later ones alter what it made, by their own SQL."""
+
+
+class NewerDatabaseError(RuntimeError):
+    """The database was written by a later release."""
+
+
+class Database:
+    """Connections to one database; usable from several threads."""
+
+    def __init__(self, url: str) -> None:
+        """`url` as SQLAlchemy takes it; `sqlite://` is memory.
+
+        Raises:
+            ImportError: the driver is not installed.
+            sqlalchemy.exc.ArgumentError: it is no URL.
+        """
+        parsed = make_url(url)
+        if parsed.drivername in ("postgres", "postgresql"):
+            parsed = parsed.set(drivername="postgresql+psycopg")
+        self.in_memory = parsed.get_backend_name() == "sqlite" and parsed.database in (None, "", ":memory:")
+        self._engine = (
+            _sqlite(url, in_memory=self.in_memory)
+            if parsed.get_backend_name() == "sqlite"
+            else create_engine(
+                parsed,
+                pool_size=4,
+                max_overflow=4,
+                pool_timeout=_WAIT_S,
+                pool_pre_ping=True,
+                connect_args={"connect_timeout": _WAIT_S, "options": f"-c statement_timeout={_WAIT_S * 1000}"},
+            )
+        )
+
+    @classmethod
+    def file(cls, path: Path) -> "Database":
+        """A SQLite file, made when it is first written."""
+        return cls(f"sqlite:///{path}")
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """A connection whose statements all see one state.
+
+        Raises:
+            sqlalchemy.exc.SQLAlchemyError: the database is not there.
+        """
+        level = {"isolation_level": "REPEATABLE READ"} if self._engine.dialect.name == "postgresql" else {}
+        with self._engine.connect().execution_options(**level) as connection:
+            yield connection
+
+    @contextmanager
+    def writing(self) -> Iterator[Connection]:
+        """A connection in a transaction that is committed at the end, and rolled back by an exception.
+
+        Raises:
+            sqlalchemy.exc.SQLAlchemyError: the database is full, locked or not there.
+        """
+        with self._engine.connect().execution_options(**{_WRITES: True}) as connection, connection.begin():
+            yield connection
+
+    def migrate(self) -> None:
+        """Brings the tables to the newest version; several replicas may do so at once.
+
+        Raises:
+            NewerDatabaseError: they are of a later release.
+            sqlalchemy.exc.SQLAlchemyError: the database cannot be written.
+        """
+        with self.writing() as connection:
+            if connection.dialect.name == "postgresql":
+                connection.execute(text(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})"))
+            if not inspect(connection).has_table(version_table.name):
+                version_table.create(connection)
+                connection.execute(version_table.insert().values(version=0))
+            version = connection.execute(select(version_table.c.version)).scalar_one()
+            if version > len(MIGRATIONS):
+                raise NewerDatabaseError(
+                    f"the database has version {version}, this release knows {len(MIGRATIONS)}; use a later release"
+                )
+            for migrate in MIGRATIONS[version:]:
+                migrate(connection)
+            if version < len(MIGRATIONS):
+                connection.execute(version_table.update().values(version=len(MIGRATIONS)))
+
+    def series_id(self, connection: Connection, series: Series) -> int | None:
+        """The number of a series; None if nothing of it was stored."""
+        found = connection.execute(select(series_table.c.id).where(series_table.c.fingerprint == series.fingerprint))
+        return found.scalar_one_or_none()
+
+    def add_series(self, series: Series) -> int:
+        """The number of a series, which is made known unless it is.
+
+        Raises:
+            sqlalchemy.exc.SQLAlchemyError: the database cannot be written, or another replica did so at this moment.
+        """
+        with self.writing() as connection:
+            known = self.series_id(connection, series)
+            if known is not None:
+                return known
+            layout = json.dumps([[layer.layer, side] for layer, side in series.layout.rows])
+            added = connection.execute(
+                series_table.insert().values(
+                    fingerprint=series.fingerprint,
+                    model=series.model,
+                    version=series.version,
+                    sides=series.sides,
+                    adds=series.adds,
+                    layout=layout,
+                )
+            )
+            assert added.inserted_primary_key is not None  # an insert of one row
+            return int(added.inserted_primary_key[0])
+
+    def forget_connections(self) -> None:
+        """Opens new ones from now on: the file or the server may have been replaced."""
+        if not self.in_memory:
+            self._engine.dispose()
+
+    def close(self) -> None:
+        """Ends all connections; what is in memory is gone."""
+        self._engine.dispose()
+
+
+def _sqlite(url: str, *, in_memory: bool) -> Engine:
+    arguments = {"check_same_thread": False, "timeout": _WAIT_S}
+    if in_memory:  # one connection that is never closed holds all; threads take turns
+        engine = create_engine(
+            url, poolclass=QueuePool, pool_size=1, max_overflow=0, pool_timeout=4 * _WAIT_S, connect_args=arguments
+        )
+    else:
+        engine = create_engine(url, pool_size=4, max_overflow=4, pool_timeout=_WAIT_S, connect_args=arguments)
+
+    @event.listens_for(engine, "connect")
+    def _configure(connection: sqlite3.Connection, record: object) -> None:
+        connection.isolation_level = None  # the driver would begin transactions by rules of its own
+        connection.execute("PRAGMA journal_mode=WAL")  # readers never wait for the writer
+        connection.execute("PRAGMA synchronous=NORMAL")  # a lost power supply may cost the last transactions, never the file
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        # a transaction that reads first and writes later could not wait for a lock
+        writes = connection.get_execution_options().get(_WRITES, False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    return engine

@@ -1,0 +1,82 @@
+"""Quantile sketches of many quantities at once: values of single requests in, quantiles and distribution functions out; mergeable.
+
+KLL sketches of Apache DataSketches. Source: Karnin, Lang & Liberty 2016, "Optimal Quantile Approximation in Streams".
+"""
+
+from collections.abc import Sequence
+from typing import Self
+
+import numpy as np
+from datasketches import vector_of_kll_floats_sketches
+from numpy.typing import NDArray
+
+from service.statistics.moments import Floats
+
+K = 128
+"""Accuracy: a rank is off by at most 2.1 % (a count between two values by 2.6 %) with 99 % probability; up to 128 values are exact.
+
+A sketch takes at most 1.5 kB, and half the error would take twice that for each layer, side, statistic and minute.
+"""
+
+_LENGTH = np.dtype("<u4")
+
+
+class Sketches:
+    """One sketch for each of V quantities."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._vector = vector_of_kll_floats_sketches(K, size)
+
+    def update(self, values: Floats) -> None:
+        """Takes the values (N, V) of N requests; NaN is left out. Values are kept as float32."""
+        with np.errstate(over="ignore"):
+            known = np.where(np.isfinite(values), values, np.nan).astype(np.float32)
+        self._vector.update(known)
+
+    def merge(self, other: "Sketches") -> None:
+        """Takes in all values of another of the same size."""
+        self._vector.merge(other._vector)
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """Number of values of each quantity, (V,)."""
+        return np.asarray(self._vector.get_n(), dtype=np.int64)
+
+    def quantiles(self, ranks: Sequence[float] | Floats) -> Floats:
+        """The values at these ranks (0..1), (V, len(ranks)); NaN for quantities without values."""
+        found = np.full((self.size, len(ranks)), np.nan)
+        known = np.flatnonzero(self.counts)
+        if len(known):
+            found[known] = self._vector.get_quantiles(np.asarray(ranks, dtype=np.float64), known)
+        return found
+
+    def shares(self, quantity: int, edges: Floats) -> Floats:
+        """Of the values of one quantity, the shares up to the first edge, between edges, above the last: (len(edges) + 1,).
+
+        Edges rise strictly; the quantity has values. A value that equals an edge counts below it.
+        """
+        below = np.nextafter(edges.astype(np.float32), np.float32(np.inf))  # the library counts an equal value above
+        return np.asarray(self._vector.get_pmf(below, quantity), dtype=np.float64).reshape(-1)
+
+    def to_bytes(self) -> bytes:
+        """uint32 lengths of all sketches, then the sketches in the library's own form."""
+        parts = self._vector.serialize()
+        return np.array([len(part) for part in parts], _LENGTH).tobytes() + b"".join(parts)
+
+    @classmethod
+    def from_bytes(cls, blob: bytes, size: int, chosen: Sequence[int] | None = None) -> Self:
+        """The inverse; of `size` sketches in the blob only the chosen ones, in their order.
+
+        Raises:
+            ValueError: the blob was not written for so many.
+        """
+        lengths = np.frombuffer(blob, _LENGTH, size)
+        ends = lengths.cumsum(dtype=np.int64) + size * _LENGTH.itemsize
+        if ends[-1] != len(blob):
+            raise ValueError(f"{len(blob)} bytes of sketches, {ends[-1]} expected")
+        wanted = range(size) if chosen is None else chosen
+        sketches = cls(len(wanted))
+        for i, each in enumerate(wanted):
+            sketches._vector.deserialize(blob[ends[each] - lengths[each] : ends[each]], i)
+        return sketches

@@ -1,0 +1,197 @@
+"""What passes through one model: batches in, at the cost of an append; pending windows out, for queries and for storage.
+
+Threads that run models only append. Another thread merges what has arrived into windows (`absorb`), and a third stores them.
+What waits for either is bounded; what no longer fits is dropped and counted.
+"""
+
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from service.statistics.channels import ChannelMoments
+from service.statistics.layers import BatchStatistics
+from service.statistics.pending import PendingChannels, PendingWindow, StoredPart
+from service.statistics.series import Series
+from service.statistics.window import WindowMoments
+
+HOUR_S = 3600
+_MAX_ARRIVED_BYTES = 256 << 20
+_PROMPT_BYTES = 32 << 20  # from here on, merging does not wait for its next turn
+_MAX_WINDOWS = 120  # pending for each series: two hours without a database
+_MAX_CHANNEL_HOURS = 3
+_BYTES_PER_GROUP = 7 * 8  # the fields of Moments
+_SETTLED_S = 5  # after its end nothing is appended to a window any more
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """Samples that were left out of the statistics."""
+
+    backlog: int
+    """Because they came faster than they could be merged."""
+    storage: int
+    """Because the database could not take them for too long."""
+
+
+class TrafficStatistics:
+    """The statistics over the traffic of one series. Every input counts as a request: a call with three photos counts three."""
+
+    def __init__(
+        self,
+        series: Series,
+        window_s: int = 60,
+        clock: Callable[[], float] = time.time,
+        wake: Callable[[], object] = lambda: None,
+    ) -> None:
+        """`wake` is called when much has arrived, so that somebody calls `absorb`; it must return at once."""
+        self.series = series
+        self.window_s = window_s
+        self._clock, self._wake = clock, wake
+        self._arrived: deque[tuple[int, BatchStatistics]] = deque()
+        self._arrived_bytes = 0
+        self._served: Counter[int] = Counter()
+        self._counting = threading.Lock()  # of the three above; held for a microsecond
+        self._windows: dict[int, PendingWindow] = {}
+        self._channels: dict[int, PendingChannels] = {}
+        self._last: PendingWindow | None = None
+        self._dropped_backlog = self._dropped_storage = 0
+        self._merging = threading.Lock()  # of the five above
+
+    def count(self, inputs: int) -> None:
+        """Counts inputs that were served, whether or not their statistics are taken. Safe and quick from any thread."""
+        start = self._start_of(self._clock())
+        with self._counting:
+            self._served[start] += inputs
+
+    def add(self, batch: BatchStatistics) -> None:
+        """Takes in all samples of a batch. Safe and quick from any thread."""
+        start = self._start_of(self._clock())
+        size = batch.joined.count.size * _BYTES_PER_GROUP
+        with self._counting:
+            if self._arrived_bytes + size > _MAX_ARRIVED_BYTES:
+                self._dropped_backlog += len(batch)
+                return
+            self._arrived.append((start, batch))
+            self._arrived_bytes += size
+            prompt = self._arrived_bytes > _PROMPT_BYTES
+        if prompt:
+            self._wake()
+
+    def _start_of(self, now: float) -> int:
+        return int(now // self.window_s) * self.window_s
+
+    def absorb(self) -> None:
+        """Merges what has arrived into the pending windows."""
+        with self._merging:
+            self._absorb()
+
+    def _absorb(self) -> None:
+        with self._counting:
+            arrived, self._arrived = self._arrived, deque()
+            served, self._served = self._served, Counter()
+            self._arrived_bytes = 0
+        by_window: dict[int, list[BatchStatistics]] = {}
+        for start, batch in arrived:
+            by_window.setdefault(start, []).append(batch)
+        for start in by_window.keys() | served.keys():
+            window = self._windows.get(start)
+            if window is None:
+                window = self._windows[start] = PendingWindow(self.series, start, self.window_s)
+            window.requests += served[start]
+            if batches := by_window.get(start):
+                window.add(batches)
+                self._absorb_channels(start // HOUR_S * HOUR_S, batches)
+        self._bound()
+
+    def _absorb_channels(self, hour: int, batches: list[BatchStatistics]) -> None:
+        parts, sampled = [ChannelMoments.of(batch) for batch in batches], sum(len(batch) for batch in batches)
+        pending = self._channels.get(hour)
+        if pending is None:
+            self._channels[hour] = PendingChannels(hour, HOUR_S, ChannelMoments.merged(parts), sampled)
+        else:
+            pending.add(parts, sampled)
+
+    def _bound(self) -> None:
+        """Drops the oldest windows when too many wait."""
+        while len(self._windows) > _MAX_WINDOWS:
+            self._drop(min(self._windows))
+        while len(self._channels) > _MAX_CHANNEL_HOURS:
+            del self._channels[min(self._channels)]
+
+    def _drop(self, start: int) -> None:
+        window = self._windows.pop(start)
+        self._dropped_storage += window.sampled - window.stored[1]
+
+    def drop_before(self, start: int) -> None:
+        """Drops pending windows that begin earlier: their stored parts may have been merged into coarser ones by now."""
+        with self._merging:
+            for each in [each for each in self._windows if each < start]:
+                self._drop(each)
+            for each in [each for each in self._channels if each < start - HOUR_S]:
+                del self._channels[each]
+
+    def changed(self) -> list[StoredPart]:
+        """The parts of windows that storage does not know yet, the oldest first."""
+        with self._merging:
+            self._absorb()
+            return [window.to_stored() for _, window in sorted(self._windows.items()) if window.changed]
+
+    def changed_channels(self) -> list[StoredPart]:
+        """The same of the channels."""
+        with self._merging:
+            return [channels.to_stored() for _, channels in sorted(self._channels.items()) if channels.changed]
+
+    def mark_stored(self, windows: list[StoredPart], channels: list[StoredPart]) -> None:
+        """Notes what was stored, and forgets what is complete."""
+        settled = self._clock() - _SETTLED_S
+        with self._merging:
+            for part in windows:
+                window = self._windows.get(part.start)
+                if window is not None and window.part == part.part:
+                    window.stored = (part.requests, part.sampled)
+            for part in channels:
+                hour = self._channels.get(part.start)
+                if hour is not None and hour.part == part.part:
+                    hour.stored = part.sampled
+            for start, window in sorted(self._windows.items()):
+                if start + self.window_s <= settled and not window.changed:
+                    del self._windows[start]
+                    self._last = window if window.sampled or self._last is None else self._last
+            for start, hour in list(self._channels.items()):
+                if start + HOUR_S <= settled and not hour.changed:
+                    del self._channels[start]
+
+    def pending(self, since: float, until: float, *, sketches: bool) -> list[StoredPart]:
+        """The parts of this process that lie in [since, until], with all that was counted up to now."""
+        with self._merging:
+            self._absorb()
+            chosen = [each for start, each in sorted(self._windows.items()) if since <= start and start + each.seconds <= until]
+            return [each.to_stored(sketches=sketches) for each in chosen]
+
+    def pending_channels(self, since: float, until: float) -> list[StoredPart]:
+        """The same of the channels."""
+        with self._merging:
+            self._absorb()
+            return [
+                each.to_stored() for start, each in sorted(self._channels.items()) if since <= start and start + HOUR_S <= until
+            ]
+
+    def last_window(self) -> tuple[int, WindowMoments] | None:
+        """Start and moments of the newest window that has ended and has samples, as this process saw it; None before the first."""
+        now = self._clock()
+        with self._merging:
+            self._absorb()
+            ended = [each for each in self._windows.values() if each.sampled and each.start + self.window_s <= now]
+            newest = max([*ended, *([self._last] if self._last else [])], key=lambda window: window.start, default=None)
+            return None if newest is None or not newest.sampled else (newest.start, newest.moments)
+
+    @property
+    def waiting(self) -> int:
+        """Windows that are not wholly stored."""
+        return sum(window.changed for window in self._windows.copy().values())
+
+    @property
+    def dropped(self) -> Dropped:
+        return Dropped(self._dropped_backlog, self._dropped_storage)
