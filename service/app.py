@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware.cors import CORSMiddleware
 
-from service.api import health, home, models, predict, statistics
+from service.api import compare, events, health, home, models, predict, statistics
 from service.api.admission import Admission
 from service.api.answers import add_error_handlers, answer_error
 from service.api.direct import DirectRoutes, HotRoutes
@@ -51,7 +51,7 @@ def create_app(settings: Settings) -> FastAPI:
     """
     store = StatisticsStore(settings)
     repository = Repository(settings, store.traffic_of)
-    metrics = Metrics(repository)
+    metrics = Metrics(repository, store, settings.metrics_layers)
     lifecycle = Lifecycle()
     tracing = tracing_from(os.environ, _version())
 
@@ -72,7 +72,7 @@ def create_app(settings: Settings) -> FastAPI:
         title="NormScope", version=_version(), description=_DESCRIPTION, lifespan=lifespan, telemetry=telemetry
     )
     add_error_handlers(app)
-    for module in (predict, models, statistics, oip, health, home):
+    for module in (predict, models, compare, statistics, events, oip, health, home):
         app.include_router(module.router)
     hot, observer, keys = HotRoutes([predict.router, oip.hot_router]), Observer(metrics, repository), Keys.of(settings)
     refuse = EarlyRefusal(hot, repository, observer, lifecycle, keys)

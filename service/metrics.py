@@ -1,23 +1,29 @@
 """Prometheus: names, units and buckets in one place."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
-from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from models.artifact import Layer
 from service.engine.counters import CountersSnapshot
 from service.engine.model import Timing
 from service.engine.repository import Repository
+from service.statistics.columns import side_columns, value_columns
+from service.statistics.store import StatisticsStore
 
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 _SIZES = (1, 2, 4, 8, 16, 32, 64)
+_MAX_LAYERS = 50  # of each model: every series costs the one who scrapes
 
 
 class Metrics:
     """The metrics of one app; a registry of its own, so that several apps in a process do not mix."""
 
-    def __init__(self, repository: Repository) -> None:
+    def __init__(self, repository: Repository, statistics: StatisticsStore, layers: str = "") -> None:
+        """`layers`: whose statistics over the last window are shown, as globs with commas."""
         self._registry = CollectorRegistry()
         self._requests = Counter(
             "normscope_requests", "requests over HTTP and gRPC", ["method", "route", "model", "status"], registry=self._registry
@@ -44,6 +50,7 @@ class Metrics:
             registry=self._registry,
         )
         self._registry.register(_Models(repository))
+        self._registry.register(_Statistics(repository, statistics, layers))
         ProcessCollector(registry=self._registry)
         # finding a series by its labels costs more than counting in it
         self._requests_of: dict[tuple[str, str, str, int | str], tuple[Counter, Histogram]] = {}
@@ -92,6 +99,59 @@ class _Models(Collector):
                 depth.add_metric(labels, served.depth)
                 sizes.add_metric(labels, *_batch_sizes(served.counters.snapshot()))
         return [loaded, depth, sizes]
+
+
+class _Statistics(Collector):
+    """The state of storing, and of chosen layers the statistics of the last window that ended; read when Prometheus asks."""
+
+    def __init__(self, repository: Repository, statistics: StatisticsStore, layers: str) -> None:
+        self._repository, self._statistics = repository, statistics
+        self._patterns = [part.strip() for part in layers.split(",") if part.strip()]
+
+    def collect(self) -> Iterable[Metric]:
+        storing = GaugeMetricFamily("normscope_statistics_storing", "0 while the database does not take the statistics, else 1")
+        storing.add_metric([], float(self._statistics.writer.storing))
+        waiting = GaugeMetricFamily(
+            "normscope_statistics_waiting_windows", "windows that are not stored", labels=["model", "version"]
+        )
+        dropped = CounterMetricFamily(
+            "normscope_statistics_dropped_samples",
+            "samples left out: backlog, faster than they could be merged; storage, not stored for too long",
+            labels=["model", "version", "reason"],
+        )
+        for traffic in self._statistics.traffic():
+            labels = [traffic.series.model, traffic.series.version]
+            waiting.add_metric(labels, traffic.waiting)
+            dropped.add_metric([*labels, "backlog"], traffic.dropped.backlog)
+            dropped.add_metric([*labels, "storage"], traffic.dropped.storage)
+        return [storing, waiting, dropped, *(self._layers() if self._patterns else [])]
+
+    def _layers(self) -> list[Metric]:
+        of_side = ["model", "version", "layer", "side"]
+        mean = GaugeMetricFamily("normscope_layer_mean", "mean over the last window", labels=of_side)
+        std = GaugeMetricFamily("normscope_layer_std", "standard deviation over the last window", labels=of_side)
+        ratio = GaugeMetricFamily(
+            "normscope_layer_residual_ratio", "mean over the requests of the last window", labels=of_side[:-1]
+        )
+        for entry in self._repository.index():
+            served = self._repository.find(entry.name, entry.version)
+            last = None if served is None else served.traffic.last_window()
+            if served is None or last is None:
+                continue
+            series, moments = served.traffic.series, last[1]
+            elements, values = side_columns(moments), value_columns(moments.values)
+            for layer in self._chosen(series.layout.layers):
+                labels = [entry.name, entry.version, layer.layer]
+                for side in layer.tensors:
+                    row = series.layout.row_of[layer.layer, side]
+                    mean.add_metric([*labels, side], elements["mean"][row])
+                    std.add_metric([*labels, side], elements["std"][row])
+                if (add := series.layout.add_of.get(layer.layer)) is not None:
+                    ratio.add_metric(labels, values["mean"][series.value_of("residual_ratio", add)])
+        return [mean, std, ratio]
+
+    def _chosen(self, layers: Sequence[Layer]) -> list[Layer]:
+        return [each for each in layers if any(fnmatchcase(each.layer, pattern) for pattern in self._patterns)][:_MAX_LAYERS]
 
 
 def _batch_sizes(counters: CountersSnapshot) -> tuple[list[tuple[str, float]], float]:

@@ -80,7 +80,9 @@ class Settings(BaseSettings):
         default=None, description="database of the statistics instead, such as postgresql://user:password@host/name"
     )
     metrics_layers: str = Field(
-        default="", max_length=2000, description="layers, as in `layers=`, whose statistics /metrics shows; empty: none"
+        default="",
+        max_length=2000,
+        description="layers, as in `layers=`, whose statistics /metrics shows, 50 at most of each model; empty: none",
     )
     api_keys: Keys = Field(default=(), description="keys, with commas, one of which every request must carry; empty: none is asked")
     admin_api_keys: Keys = Field(default=(), description="keys that may also load and unload models; empty: any key may")

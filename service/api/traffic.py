@@ -44,7 +44,7 @@ class Choice:
         return [(layer, side) for layer in self.layers for side in self.sides(layer)]
 
     def quantities(self, series: Series) -> list[int]:
-        """The columns of all per-request values that are shown, in the order of `_names`."""
+        """The columns of all per-request values that are shown, in the order of `names`."""
         row_of, add_of = series.layout.row_of, series.layout.add_of
         found = []
         for layer in self.layers:
@@ -52,6 +52,15 @@ class Choice:
                 found += [series.value_of(name, row_of[layer.layer, side]) for name in _PER_SIDE.values()]
             if layer.layer in add_of:
                 found += [series.value_of(name, add_of[layer.layer]) for name in ADD_VALUES]
+        return found
+
+    def names(self) -> list[tuple[str, str | None, str]]:
+        """Layer, side and statistic of each of these."""
+        found: list[tuple[str, str | None, str]] = []
+        for layer in self.layers:
+            found += [(layer.layer, side, name) for side in self.sides(layer) for name in _PER_SIDE]
+            if layer.kind == "residual_add":
+                found += [(layer.layer, None, name) for name in ADD_VALUES]
         return found
 
     def check_size(self, steps: int, limit: int) -> None:

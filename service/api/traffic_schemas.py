@@ -1,6 +1,6 @@
 """The JSON of the statistics over traffic as pydantic models; what the pages under /docs show."""
 
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -45,6 +45,23 @@ _ANSWER: dict[str, Any] = {
     "quantiles": [],
     "layers": [_LAYER],
     "series": _SERIES,
+}
+_PERIOD: dict[str, Any] = {key: _ANSWER[key] for key in ("since", "until", "complete", "requests", "sampled")}
+_DIFFERENCE: dict[str, Any] = {
+    "layer": "embedding_norm",
+    "side": "before",
+    "statistic": "l2",
+    "requests_a": 120,
+    "requests_b": 4000,
+    "mean_a": 40.1,
+    "mean_b": 38.4,
+    "effect": 2.7,
+    "effect_low": 2.5,
+    "effect_high": 2.9,
+    "variance_ratio": 1.2,
+    "divergence": 7.8,
+    "stability": 3.1,
+    "wasserstein": 1.7,
 }
 
 
@@ -127,3 +144,48 @@ class TrafficAnswer(BaseModel):
     quantiles: list[float] = Field(description="ranks of all lists named quantiles")
     layers: list[TrafficLayer[Number]] = Field(description="totals")
     series: TrafficSeries | None = Field(description="null unless a step was asked for")
+
+
+class ComparedPeriod(BaseModel):
+    """One of two stretches of time that are compared."""
+
+    model_config = _like(_PERIOD)
+
+    since: str
+    until: str
+    complete: bool = Field(description="as in the statistics")
+    requests: int
+    sampled: int
+
+
+class Difference(BaseModel):
+    """One statistic of single inputs in a and in b; null where there are too few."""
+
+    model_config = _like(_DIFFERENCE)
+
+    layer: str
+    side: str | None = Field(description="null for residual_ratio and cosine")
+    statistic: Literal["request_mean", "request_std", "l2", "residual_ratio", "cosine"]
+    requests_a: int
+    requests_b: int
+    mean_a: Number
+    mean_b: Number
+    effect: Number = Field(description="standardized mean difference: (mean_a - mean_b) / pooled standard deviation")
+    effect_low: Number = Field(description="its 95 % interval")
+    effect_high: Number
+    variance_ratio: Number = Field(description="variance in a / variance in b")
+    divergence: Number = Field(description="KL(a||b) + KL(b||a) of the Gaussians, nats")
+    stability: Number = Field(description="population stability index over the deciles of b")
+    wasserstein: Number = Field(description="mean distance between equal quantiles, in the unit of the statistic")
+
+
+class ComparisonAnswer(BaseModel):
+    """What differs between two stretches of time, the largest effect first."""
+
+    model_config = _like({"model": "encoder", "version": "1", "a": _PERIOD, "b": _PERIOD, "differences": [_DIFFERENCE]})
+
+    model: str
+    version: str
+    a: ComparedPeriod
+    b: ComparedPeriod
+    differences: list[Difference]

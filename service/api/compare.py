@@ -1,0 +1,97 @@
+"""GET /v1/models/{model}/statistics/compare: two stretches of time beside each other, what differs most first."""
+
+import time
+from typing import Annotated, Any
+
+import numpy as np
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from service.api.answers import documented_errors, json_answer
+from service.api.layers import MAX_PATTERN_LENGTH, choose_layers
+from service.api.query import LAYERS_HELP
+from service.api.statistics import Side
+from service.api.timerange import MOMENT_HELP, iso, parse_range
+from service.api.traffic import Choice
+from service.api.traffic_schemas import ComparisonAnswer
+from service.errors import InvalidRequestError
+from service.state import State
+from service.statistics.comparison import Comparison, compare
+from service.statistics.history import Period
+from service.statistics.moments import Floats, Moments
+
+router = APIRouter(prefix="/v1/models", tags=["statistics"])
+
+_WINDOW_HELP = f"SINCE..UNTIL, such as -2h..-1h; each is {MOMENT_HELP}"
+_MEASURES = ("mean_a", "mean_b", "effect", "effect_low", "effect_high", "variance_ratio", "divergence", "stability", "wasserstein")
+
+
+class CompareQuery(BaseModel):
+    """Parameters of a comparison."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    a: str = Field(max_length=130, description=f"what is compared: {_WINDOW_HELP}")
+    b: str = Field(max_length=130, description="with what, likewise")
+    layers: str = Field(default="*", max_length=MAX_PATTERN_LENGTH, description=LAYERS_HELP)
+    side: Side = None
+    version: str | None = Field(default=None, description="of the model; the newest where it is not given")
+
+
+@router.get("/{model}/statistics/compare", response_model=ComparisonAnswer, responses=documented_errors(404, 422, 503))
+def compare_statistics(request: Request, model: str, query: Annotated[CompareQuery, Query()]) -> Response:
+    """How the values of single requests differ between two stretches of time: one entry for each layer, side and statistic."""
+    state = State.of(request)
+    served = state.repository.get(model, query.version)
+    choice = Choice(choose_layers(served.manifest.layers, query.layers, model), query.side, ())
+    now = time.time()
+    ranges = {name: _parse_window(text, now, name) for name, text in (("a", query.a), ("b", query.b))}
+    periods = {name: state.statistics.history.read(served.traffic, *each, sketches=True) for name, each in ranges.items()}
+    a, b = periods["a"], periods["b"]
+    quantities = choice.quantities(a.series)
+    measured = compare(
+        _chosen(a.total().values, quantities), _chosen(b.total().values, quantities), a.sketches(quantities), b.sketches(quantities)
+    )
+    return json_answer(
+        {
+            "model": served.manifest.name,
+            "version": served.manifest.version,
+            "a": _described(a, ranges["a"]),
+            "b": _described(b, ranges["b"]),
+            "differences": _sorted(choice.names(), measured),
+        }
+    )
+
+
+def _parse_window(text: str, now: float, name: str) -> tuple[float, float]:
+    since, separator, until = text.partition("..")
+    if not separator:
+        raise InvalidRequestError(
+            f"{name}: {text!r} is no stretch of time", value=text, limit=_WINDOW_HELP, remedy="write -2h..-1h"
+        )
+    return parse_range(since, until, now, name)
+
+
+def _chosen(values: Moments, quantities: list[int]) -> Moments:
+    return Moments(*(column[quantities] for column in vars(values).values()))
+
+
+def _described(period: Period, ends: tuple[float, float]) -> dict[str, Any]:
+    since, until = (iso(end) for end in ends)
+    return {"since": since, "until": until, "complete": period.complete, "requests": period.requests, "sampled": period.sampled}
+
+
+def _sorted(names: list[tuple[str, str | None, str]], measured: Comparison) -> list[dict[str, Any]]:
+    """The largest effect first; what is not known comes last."""
+    size: Floats = np.where(np.isnan(measured.effect), -1, np.abs(measured.effect))
+    columns = {name: getattr(measured, name).tolist() for name in _MEASURES}
+    counts = {name: getattr(measured, name).astype(np.int64).tolist() for name in ("requests_a", "requests_b")}
+    return [
+        {
+            "layer": names[i][0],
+            "side": names[i][1],
+            "statistic": names[i][2],
+            **{name: column[i] for name, column in (counts | columns).items()},
+        }
+        for i in np.argsort(-size, kind="stable").tolist()
+    ]
