@@ -15,8 +15,15 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
 from models.artifact import Manifest
-from service.errors import BodyTooLargeError, InvalidRequestError, SlowRequestError, UnsupportedMediaTypeError
-from service.protocol import BODY_IS_LATE
+from service.errors import (
+    BodyTooLargeError,
+    InvalidHttpError,
+    InvalidRequestError,
+    ServiceError,
+    SlowRequestError,
+    UnsupportedMediaTypeError,
+)
+from service.scope import BODY_ERROR
 from service.settings import Settings
 
 _IMAGE_TYPES = "an image/* body, multipart/form-data with `image` parts, or application/json"
@@ -32,7 +39,7 @@ async def read_inputs(request: Request, manifest: Manifest, settings: Settings) 
 
     Raises:
         UnsupportedMediaTypeError: a Content-Type that the model does not read.
-        BodyTooLargeError, SlowRequestError, ClientDisconnect: see `read_body`.
+        BodyTooLargeError, SlowRequestError, InvalidHttpError, ClientDisconnect: see `read_body`.
         InvalidRequestError: broken JSON, multipart or base64, no input, too many.
     """
     takes_images = manifest.task == "image-classification"
@@ -70,6 +77,7 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
     Raises:
         BodyTooLargeError: more than `max_bytes`.
         SlowRequestError: it did not come in time.
+        InvalidHttpError: what came in its place is not HTTP.
         ClientDisconnect: the client went away before its end.
     """
     declared = request.headers.get("content-length", "")
@@ -97,14 +105,15 @@ async def _receive(request: Request) -> tuple[bytes, bool]:
     if message["type"] == "http.disconnect":
         raise ClientDisconnect
     more = message.get("more_body", False)
-    if more and BODY_IS_LATE in request.scope:
-        raise SlowRequestError("the body did not arrive in time", remedy="send it faster, or raise NORMSCOPE_BODY_TIMEOUT_S")
+    error = request.scope.get(BODY_ERROR)
+    if more and isinstance(error, ServiceError):
+        raise error
     return message.get("body", b""), more
 
 
 async def _drop_rest(request: Request) -> None:
     dropped, more = 0, True
-    with contextlib.suppress(TimeoutError, SlowRequestError):
+    with contextlib.suppress(TimeoutError, SlowRequestError, InvalidHttpError):
         async with asyncio.timeout(_DROPPED_S):
             while more and dropped < _DROPPED_BYTES:
                 chunk, more = await _receive(request)

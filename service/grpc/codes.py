@@ -15,6 +15,7 @@ _OF_STATUS: Mapping[int, StatusCode] = {
     404: StatusCode.NOT_FOUND,
     408: StatusCode.DEADLINE_EXCEEDED,
     413: StatusCode.RESOURCE_EXHAUSTED,
+    431: StatusCode.RESOURCE_EXHAUSTED,
     499: StatusCode.CANCELLED,
     501: StatusCode.UNIMPLEMENTED,
     503: StatusCode.UNAVAILABLE,
