@@ -12,8 +12,8 @@ from contextlib import contextmanager
 import pytest
 
 import service.engine.model
+from service.__main__ import main
 from service.engine.session import Feed, RunResult, Sessions
-from service.server import serve
 
 
 class HeldRuns:
@@ -64,7 +64,7 @@ def _serve() -> None:
 
         for task in (tell, obey):
             threading.Thread(target=task, daemon=True).start()
-        serve()
+        main()
 
 
 if __name__ == "__main__":

@@ -69,6 +69,11 @@ def test_client(server: dict[str, str], name: str) -> None:
     _run_client(name, server)
 
 
+def test_clients_that_leave_and_a_server_that_stops(small_repository: SmallRepository) -> None:
+    """Calls that are cancelled, late, too many, or in hand at the end; the client starts servers whose runs it holds."""
+    _run_client("held", {"NORMSCOPE_MODEL_REPOSITORY": str(small_repository.folder)})
+
+
 def test_keys(small_repository: SmallRepository) -> None:
     """With keys set, only health is open."""
     with _grpc_server(small_repository, **_KEYS) as server:
