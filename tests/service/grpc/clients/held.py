@@ -26,7 +26,8 @@ class Server:
     """A process whose runs are held, and a channel to it."""
 
     def __init__(self, started: subprocess.Popen[str], url: str, channel: grpc.Channel) -> None:
-        self.process, self.url, self.channel = started, url, channel
+        self.process, self.url = started, url
+        self.channel: Any = channel  # typed for generated messages alone, here it sends bytes
         self.stub: Any = GRPCInferenceServiceStub(channel)
 
     def infer(self) -> Any:
