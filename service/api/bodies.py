@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 from fastapi import Request
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import Headers, UploadFile
+from starlette.datastructures import FormData, Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
@@ -187,8 +187,25 @@ def from_base64(index: int, text: str) -> bytes:
         ) from None
 
 
-class _InMemoryParser(MultiPartParser):
-    spool_max_size = 1 << 40  # never to a file: the body is in memory already, and the disk may be read-only
+class _WholeParser(MultiPartParser):
+    """Parses a body that is in memory already, and takes none whose end is missing."""
+
+    spool_max_size = 1 << 40  # never to a file: the disk may be read-only
+    _ended = False
+
+    def on_end(self) -> None:
+        self._ended = True
+
+    async def parse(self) -> FormData:
+        try:
+            form = await super().parse()
+            if not self._ended:
+                raise MultiPartException("the last boundary is missing")
+        except BaseException:
+            for file in self._files_to_close_on_error:  # of parts without an end, too
+                file.close()
+            raise
+        return form
 
 
 async def _multipart_images(headers: Headers, body: bytes) -> list[bytes]:
@@ -198,7 +215,7 @@ async def _multipart_images(headers: Headers, body: bytes) -> list[bytes]:
             yield body[start : start + _MULTIPART_PART]
 
     try:
-        form = await _InMemoryParser(headers, stream(), max_files=10_000).parse()
+        form = await _WholeParser(headers, stream(), max_files=10_000).parse()
     except (MultiPartException, KeyError, ValueError) as error:
         raise InvalidRequestError(
             f"the multipart body is broken ({getattr(error, 'message', error)!s})",
