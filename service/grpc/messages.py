@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import grpc
 from google.protobuf.json_format import ParseDict
 from google.protobuf.message import DecodeError, Message
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection
 from tritonclient.grpc import service_pb2
 
@@ -80,28 +80,34 @@ class InferenceRequest(Protocol):
         """Of the whole message."""
 
 
-class HealthRequest(Protocol):
-    """A question of the standard health service."""
-
-    service: str
-
-
 def read_request(method: str, data: bytes) -> Any:
     """The request that a message holds.
 
     Raises:
         InvalidRequestError: the bytes are no such message.
     """
+    return _read(_REQUESTS[method], data)
+
+
+def read_health(data: object) -> str:
+    """The service that a message to the health service asks about.
+
+    Raises:
+        InvalidRequestError: there is no message, or the bytes are no such one.
+    """
+    return str(_read(health_pb2.HealthCheckRequest, data).service)
+
+
+def _read(kind: Any, data: object) -> Any:
     try:
-        return _REQUESTS[method].FromString(data)
+        if isinstance(data, bytes):
+            return kind.FromString(data)
     except DecodeError:
-        expected = _REQUESTS[method].DESCRIPTOR.full_name
-        raise InvalidRequestError(
-            f"the message is not of the type {expected}",
-            value=f"{len(data)} bytes",
-            limit=expected,
-            remedy="send the messages that the reflection service describes",
-        ) from None
+        pass
+    expected = kind.DESCRIPTOR.full_name
+    raise InvalidRequestError(
+        f"the message is not of the type {expected}", limit=expected, remedy="send what the reflection service describes"
+    )
 
 
 def model_of(request: Any) -> str:
@@ -214,16 +220,16 @@ def _typed(message: Any) -> Message:
     return message
 
 
-def add_services(server: grpc.aio.Server, inference: Mapping[str, Behaviour], health: object) -> None:
-    """Offers the inference by its methods, the health service by the attributes of an object, and the reflection of all.
+def add_services(server: grpc.aio.Server, inference: Mapping[str, Behaviour], health: Mapping[str, Behaviour]) -> None:
+    """Offers inference and health by their methods, and the reflection of all.
 
     Handlers of streams fit any call. Those that the package generates for single messages read the message themselves: without a
     limit of time, and with a code that tells of a fault of the service where the message is broken.
     """
-    handlers: dict[str, grpc.RpcMethodHandler[bytes, Message]] = {
-        name: grpc.stream_stream_rpc_method_handler(behaviour, response_serializer=_to_bytes)
-        for name, behaviour in inference.items()
-    }
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
-    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    for service, behaviours in ((SERVICE, inference), (HEALTH, health)):
+        handlers: dict[str, grpc.RpcMethodHandler[bytes, Message]] = {
+            name: grpc.stream_stream_rpc_method_handler(behaviour, response_serializer=_to_bytes)
+            for name, behaviour in behaviours.items()
+        }
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
     reflection.enable_server_reflection((SERVICE, HEALTH, reflection.SERVICE_NAME), server)

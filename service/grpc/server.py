@@ -64,7 +64,7 @@ class GrpcServer:
         behaviours = {name: self._not_offered(name) for name in METHODS}
         behaviours |= {name: self._describes(name, method) for name, method in methods.items()}
         behaviours |= {"ModelInfer": self._single("ModelInfer", self._infer), _STREAM: self._stream}
-        add_services(self._server, behaviours, self._health)
+        add_services(self._server, behaviours, self._health.behaviours)
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         try:
             self._address = f"{host}:{self._server.add_insecure_port(f'{host}:{port}')}"

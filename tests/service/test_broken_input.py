@@ -21,7 +21,7 @@ from tests.service.api.oip.wire import TEXT, VISION, elements, pixels, request, 
 _PREDICT = "/v1/models/{}/predict"
 _LENGTH = "Inference-Header-Content-Length"
 _JSON = (b"Content-Type", b"application/json")
-_SEEDS = range(int(__import__("os").environ.get("S0","0")), int(__import__("os").environ.get("S1","8")))
+_SEEDS = range(6)
 _EACH = 40
 
 

@@ -4,7 +4,8 @@ import importlib.util
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -35,9 +36,16 @@ def _grpc_server(repository: SmallRepository, *arguments: str, **environment: st
         address = read_until(started, r"gRPC running on ([\d.]+:\d+)")[1]
         while httpx.get(f"{url}/readyz").status_code != 200:
             pass
+        threading.Thread(target=_drop, args=(started.stdout,)).start()
         yield {"TARGET_HTTP": url, "TARGET_GRPC": address, "TARGET_PROCESS": str(started.pid)}
         started.terminate()
         assert started.wait(60) == 0
+
+
+def _drop(log: Iterable[str]) -> None:
+    """Reads what a process writes: once the pipe was full, the process would stand still."""
+    for _ in log:
+        pass
 
 
 def _run_client(name: str, environment: dict[str, str]) -> None:
@@ -65,7 +73,7 @@ def server(small_repository: SmallRepository) -> Iterator[dict[str, str]]:
         yield started
 
 
-@pytest.mark.parametrize("name", ["triton_sync", "triton_aio", "stubs", "standard"])
+@pytest.mark.parametrize("name", ["triton_sync", "triton_aio", "stubs", "standard", "broken"])
 def test_client(server: dict[str, str], name: str) -> None:
     """What the client's own file promises."""
     _run_client(name, server)
