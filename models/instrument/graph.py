@@ -27,6 +27,10 @@ class Graph:
         self._positions = {name: i for i, node in enumerate(self.nodes) for name in node.output}
         self._initializers = {tensor.name: tensor for tensor in model.graph.initializer}
         self._producers = {name: node for node in self.nodes for name in node.output if name}
+        self._readers: dict[str, list[onnx.NodeProto]] = {}
+        for node in self.nodes:
+            for name in dict.fromkeys(node.input):
+                self._readers.setdefault(name, []).append(node)
         self._constant: dict[str, bool] = {}
         values = [*model.graph.input, *model.graph.value_info, *model.graph.output]
         self._shapes = {value.name: _shape(value) for value in values}
@@ -34,6 +38,10 @@ class Graph:
     def producer(self, tensor: str) -> onnx.NodeProto | None:
         """The node that makes a tensor; None for inputs and initializers."""
         return self._producers.get(tensor)
+
+    def readers(self, tensor: str) -> Sequence[onnx.NodeProto]:
+        """The nodes that take a tensor as input, in the order of execution."""
+        return self._readers.get(tensor, ())
 
     def position(self, node: onnx.NodeProto) -> int:
         """The place of a node in the order of execution."""
@@ -64,19 +72,24 @@ class Graph:
         if tensor in self._initializers:
             return np.asarray(numpy_helper.to_array(self._initializers[tensor]))
         node = self.producer(tensor)
-        if node is None:
+        if node is not None and node.op_type == "Constant":
+            return _value(node)
+        if node is None or node.op_type not in ("Cast", "Identity"):
             return None
-        if node.op_type == "Constant":
-            value = attribute(node, "value")
-            return np.asarray(numpy_helper.to_array(value)) if isinstance(value, onnx.TensorProto) else None
-        if node.op_type in ("Cast", "Identity"):
-            source = self.constant(node.input[0])
-            if source is None or node.op_type == "Identity":
-                return source
-            to = attribute(node, "to")
-            assert isinstance(to, int)  # the operator requires it
-            return source.astype(onnx.helper.tensor_dtype_to_np_dtype(to))
-        return None
+        source = self.constant(node.input[0])
+        if source is None or node.op_type == "Identity":
+            return source
+        to = attribute(node, "to")
+        assert isinstance(to, int)  # the operator requires it
+        return source.astype(onnx.helper.tensor_dtype_to_np_dtype(to))
+
+
+def _value(constant: onnx.NodeProto) -> NDArray[np.generic] | None:
+    """The value of a Constant in any of its forms; None for text and for sparse tensors."""
+    (content,) = (onnx.helper.get_attribute_value(form) for form in constant.attribute)  # exactly one, by the schema
+    if isinstance(content, onnx.TensorProto):
+        return np.asarray(numpy_helper.to_array(content))
+    return np.asarray(content) if isinstance(content, (int, float, list)) else None
 
 
 def _shape(value: onnx.ValueInfoProto) -> list[Dimension] | None:

@@ -9,6 +9,8 @@ Rules, for an Add of two tensors that both depend on the input (so no bias):
     4. No Resize or transposed convolution lies on that way: lateral sums of feature pyramids join two scales, not a residual.
     5. Where both sides qualify, the identity wins over the projection, then the shorter walk.
     6. Shape and Size end a walk: they carry extents, not activations, so attention masks built from them share no fork.
+    7. A sum that goes into a Softmax alone is made of attention scores: what is added is a mask or a bias, even where an earlier
+       layer has used the same mask, which makes it an ancestor of the scores.
 """
 
 from collections.abc import Iterator
@@ -46,7 +48,7 @@ def find_residual_adds(graph: Graph) -> list[ResidualAdd]:
 
 
 def _residual_add(graph: Graph, node: onnx.NodeProto) -> ResidualAdd | None:
-    if any(graph.is_constant(name) for name in node.input):
+    if any(graph.is_constant(name) for name in node.input) or _makes_scores(graph, node):
         return None
     candidates = []
     for identity, residual in (node.input, reversed(node.input)):
@@ -60,6 +62,14 @@ def _residual_add(graph: Graph, node: onnx.NodeProto) -> ResidualAdd | None:
         if _is_residual_branch(graph, residual, fork):
             return ResidualAdd(node, identity, residual, node.output[0])
     return None
+
+
+def _makes_scores(graph: Graph, node: onnx.NodeProto) -> bool:
+    """Rule 7."""
+    readers = graph.readers(node.output[0])
+    while len(readers) == 1 and readers[0].op_type in _PASSES:
+        readers = graph.readers(readers[0].output[0])
+    return len(readers) == 1 and readers[0].op_type == "Softmax"
 
 
 def _ancestors(graph: Graph, tensor: str) -> set[str]:

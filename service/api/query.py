@@ -1,10 +1,11 @@
 """The query string of a request: parameters in, a checked pydantic model out."""
 
-from functools import cache
+from functools import lru_cache
 from typing import Any, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.datastructures import QueryParams
 
 from service.api.layers import MAX_PATTERN_LENGTH
 from service.api.schemas import Level
@@ -34,11 +35,9 @@ def read_query(request: Request, kind: type[_Query]) -> _Query:
     Raises:
         InvalidRequestError: one is unknown, or not what the model allows.
     """
-    if not request.scope["query_string"]:
-        defaults: _Query = _defaults(kind)
-        return defaults
     try:
-        return kind.model_validate(dict(request.query_params))
+        query: _Query = _parse(kind, request.scope["query_string"])
+        return query
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
@@ -50,9 +49,9 @@ def read_query(request: Request, kind: type[_Query]) -> _Query:
         ) from None
 
 
-@cache
-def _defaults(kind: type[BaseModel]) -> Any:
-    return kind()
+@lru_cache(maxsize=256)  # clients repeat themselves, and the models are frozen
+def _parse(kind: type[BaseModel], query_string: bytes) -> Any:
+    return kind.model_validate(dict(QueryParams(query_string)))
 
 
 def documented_query(kind: type[BaseModel]) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ from models.preprocessing import InvalidInputError
 from service.engine.calls import Call, Job, Outcome
 from service.engine.counters import Counters
 from service.engine.inputs import InputReader, TensorInput
-from service.errors import ClientGoneError, ModelRunError
+from service.errors import ModelRunError
 
 _log = logging.getLogger("normscope")
 
@@ -216,16 +216,9 @@ def _resolve(calls: Iterable[Call]) -> None:
 
 
 def _alive(jobs: list[Job]) -> list[Job]:
-    """Those that somebody still waits for; the calls of clients that are gone end here."""
+    """Those that somebody still waits for."""
     now = time.perf_counter_ns()
-    return [job for job in jobs if not job.call.abandoned and now <= job.call.deadline_ns and not _gone(job.call)]
-
-
-def _gone(call: Call) -> bool:
-    if not call.gone():
-        return False
-    fail(call, ClientGoneError("the client is gone", remedy="nobody reads this"))
-    return True
+    return [job for job in jobs if not job.call.abandoned and now <= job.call.deadline_ns]
 
 
 def _row(job: Job) -> TensorInput:

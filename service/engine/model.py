@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -110,26 +110,26 @@ class ServedModel:
                 self._places.notify_all()
 
     async def predict(
-        self, items: Sequence[Item], *, statistics: bool, timeout_s: float | None = None, gone: Callable[[], bool] = lambda: False
+        self, items: Sequence[Item], *, statistics: bool, timeout_s: float | None = None
     ) -> tuple[list[Outcome], Timing]:
         """Runs all inputs of one request, each together with those of others where that is faster.
+
+        If it is cancelled, because its client has gone, work that has not begun is dropped.
 
         Args:
             items: at least one.
             statistics: of every input are wanted.
             timeout_s: seconds until the request is given up; the setting `request_timeout_s` where it is less or none.
-            gone: tells whether the client is gone; work that has not begun is dropped then. Cheap, and asked from any thread.
 
         Raises:
             InvalidInputError: an input cannot be used.
             InvalidRequestError: an input is larger than a batch may be.
             ModelRunError: the model fails on an input.
             DeadlineExceededError: the time is over.
-            ClientGoneError: the client is gone.
         """
         limit_s = self._settings.request_timeout_s
         timeout_s = limit_s if timeout_s is None else min(timeout_s, limit_s)
-        call = Call(items, statistics=statistics, timeout_s=timeout_s, gone=gone)
+        call = Call(items, statistics=statistics, timeout_s=timeout_s)
         batcher = self._watching if statistics else self._quick
         expiry = call.loop.call_later(timeout_s, _expire, call, timeout_s)
         try:
@@ -157,7 +157,7 @@ class ServedModel:
         batcher.put(job)
 
     def _decode(self, job: Job, data: bytes, batcher: Batcher) -> None:
-        if job.call.abandoned or job.call.gone():  # the batcher tells the caller
+        if job.call.abandoned:
             return
         start = time.perf_counter_ns()
         try:
