@@ -4,9 +4,9 @@
  * Attributes: layout (below), block, channels (the extent C, where the tensor is padded), sum (whether the sum is a row).
  * Rows: x; with scale y = scale * x + shift per channel, whose moments follow from those of x but for the zeros; with identity the
  * identity; with sum y + identity (x + identity without scale), which is made on the way and never stored.
- * Outputs, double: summary (N, 7 * rows + 2): for each row count, mean, m2 = sum((a - mean)^2), minimum, maximum, zeros, nonfinite;
- * then the dot product of y and identity, then C. channels (N, rows * 7 * C) if wanted, else (N, 0): for each row the same
- * seven, each of C. Where nonfinite (NaN and infinities) is above 0, mean, m2, minimum and maximum are NaN.
+ * Outputs: summary double (N, 7 * rows + 2): for each row count, mean, m2 = sum((a - mean)^2), minimum, maximum, zeros, nonfinite; then
+ * the dot product of y and identity, then C. channels float32 (N, rows * 6 * C) if wanted, else (N, 0): for each row mean, std, minimum,
+ * maximum, zeros and nonfinite, each of C. Where nonfinite (NaN and infinities) is above 0, mean, m2, std, minimum and maximum are NaN.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -14,9 +14,21 @@
 #include "lanes.h"
 #include "onnxruntime_abi.h"
 
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define EVERY_CPU __attribute__((target_clones("arch=x86-64-v3", "default")))
+#else
+#define EVERY_CPU
+#endif
+#if defined(__GNUC__)
+#define INLINED static inline __attribute__((always_inline)) /* into the clones for each kind of processor */
+#else
+#define INLINED static inline
+#endif
+
 #define MOST_ROWS 4
 #define MOST_AXES 8
-#define FIELDS 7
+#define FIELDS 7 /* of a row of the summary */
+#define LISTED 6 /* of a channel */
 #define PIECE 64           /* steps: a piece of both inputs and their sum stays in the first cache */
 #define MOST_TASKS 16      /* of one run, shared by the threads */
 #define ELEMENTS_ALONE 16384 /* less is not worth waking another thread */
@@ -48,7 +60,7 @@ typedef struct {
     int rows, by_lane;
     Moments *moments; /* (units, rows) */
     double *dots;     /* (units) */
-    double *wanted;   /* channels, or NULL */
+    float *wanted;    /* channels, or NULL */
 } Run;
 
 typedef struct {
@@ -164,12 +176,40 @@ static void walk(Unit *unit, int64_t number, Visit each) {
     }
 }
 
-static Moments moments_of_lane(const Lanes *lanes, int l, double count) {
-    const double mean = lanes->sum[l] / count, m2 = lanes->squares[l] - mean * lanes->sum[l];
-    return (Moments){count, lanes->origin[l] + mean, m2 > 0 ? m2 : 0, lanes->low[l], lanes->high[l], lanes->zeros[l], 0};
+/* Of up to eight groups of one size; a field of all of them lies in one piece. */
+typedef struct {
+    double mean[LANES], m2[LANES], minimum[LANES], maximum[LANES], zeros[LANES], nonfinite[LANES];
+} Groups;
+
+INLINED void moments_of_lanes(const Lanes *lanes, double count, Groups *groups) {
+    const double part = 1 / count;
+    for (int l = 0; l < LANES; l++) {
+        const double mean = lanes->sum[l] * part, m2 = lanes->squares[l] - mean * lanes->sum[l];
+        groups->mean[l] = lanes->origin[l] + mean;
+        groups->m2[l] = m2 > 0 ? m2 : 0;
+        groups->minimum[l] = lanes->low[l];
+        groups->maximum[l] = lanes->high[l];
+        groups->zeros[l] = lanes->zeros[l];
+        groups->nonfinite[l] = 0;
+    }
 }
 
-static void fold_lanes(Lanes *lanes) {
+/* Of y = scale * x + shift. */
+INLINED void map_moments(const Groups *of, const Pair *pair, Groups *groups) {
+    for (int l = 0; l < LANES; l++) {
+        const float scale = pair->scale[l], shift = pair->shift[l];
+        const float a = fmaf(scale, (float)of->minimum[l], shift), b = fmaf(scale, (float)of->maximum[l], shift);
+        groups->mean[l] = scale * of->mean[l] + shift;
+        groups->m2[l] = (double)scale * scale * of->m2[l];
+        groups->minimum[l] = a < b ? a : b;
+        groups->maximum[l] = a < b ? b : a;
+        groups->zeros[l] = pair->zeros[l];
+        groups->nonfinite[l] = 0;
+    }
+}
+
+/* Columns of one group become its only one. */
+INLINED void fold_lanes(Lanes *lanes) {
     for (int l = 1; l < LANES; l++) {
         lanes->sum[0] += lanes->sum[l];
         lanes->squares[0] += lanes->squares[l];
@@ -179,27 +219,48 @@ static void fold_lanes(Lanes *lanes) {
     }
 }
 
-/* Of y = scale * x + shift. */
-static Moments map_moments(Moments of, float scale, float shift, double zeros) {
-    const float a = fmaf(scale, (float)of.minimum, shift), b = fmaf(scale, (float)of.maximum, shift);
-    of.mean = scale * of.mean + shift;
-    of.m2 *= (double)scale * scale;
-    of.minimum = a < b ? a : b;
-    of.maximum = a < b ? b : a;
-    of.zeros = zeros;
-    return of;
+INLINED void fold_unit(Unit *unit) {
+    fold_lanes(&unit->x);
+    fold_lanes(&unit->identity);
+    fold_lanes(&unit->sum);
+    for (int l = 1; l < LANES; l++) unit->pair.zeros[0] += unit->pair.zeros[l];
+}
+
+INLINED int all_finite(const Groups *groups, int number) {
+    double all = 0; /* times anything finite */
+    for (int l = 0; l < number; l++) all += 0 * groups->mean[l] + 0 * groups->minimum[l] + 0 * groups->maximum[l];
+    return all == 0;
+}
+
+/* All groups of a unit are of one size. */
+INLINED Moments pool(const Groups *groups, int number, double count) {
+    Moments all = {count * number, 0, 0, INFINITY, -INFINITY, 0, 0};
+    for (int l = 0; l < number; l++) {
+        all.mean += groups->mean[l];
+        all.m2 += groups->m2[l];
+        all.minimum = groups->minimum[l] < all.minimum ? groups->minimum[l] : all.minimum;
+        all.maximum = groups->maximum[l] > all.maximum ? groups->maximum[l] : all.maximum;
+        all.zeros += groups->zeros[l];
+        all.nonfinite += groups->nonfinite[l];
+    }
+    all.mean /= number;
+    for (int l = 0; l < number; l++) {
+        const double between = groups->mean[l] - all.mean;
+        all.m2 += count * between * between;
+    }
+    return all;
 }
 
 /* Chan, Golub & LeVeque 1979, equation 2.1. */
 static void merge(Moments *into, const Moments *other) {
-    const double count = into->count + other->count, between = other->mean - into->mean;
+    const double count = into->count + other->count, between = other->mean - into->mean, share = other->count / count;
     if (!other->count) return;
     if (!into->count) {
         *into = *other;
         return;
     }
-    into->mean += between * other->count / count;
-    into->m2 += other->m2 + between * between * into->count * other->count / count;
+    into->mean += between * share;
+    into->m2 += other->m2 + between * between * into->count * share;
     into->minimum = other->minimum < into->minimum ? other->minimum : into->minimum;
     into->maximum = other->maximum > into->maximum ? other->maximum : into->maximum;
     into->zeros += other->zeros;
@@ -207,67 +268,65 @@ static void merge(Moments *into, const Moments *other) {
     into->count = count;
 }
 
-static void blank_nonfinite(Moments *of) {
-    if (of->nonfinite) of->mean = of->m2 = of->minimum = of->maximum = NAN;
+INLINED void list_channels(const Groups *groups, int number, double count, int64_t channels, float *out) {
+    const double part = count > 0 ? 1 / count : 0;
+    for (int l = 0; l < number; l++) {
+        const int blank = groups->nonfinite[l] > 0;
+        const double std = sqrt(groups->m2[l] * part);
+        out[l] = blank ? NAN : (float)groups->mean[l];
+        out[channels + l] = blank ? NAN : (float)std;
+        out[2 * channels + l] = blank ? NAN : (float)groups->minimum[l];
+        out[3 * channels + l] = blank ? NAN : (float)groups->maximum[l];
+        out[4 * channels + l] = (float)groups->zeros[l];
+        out[5 * channels + l] = (float)groups->nonfinite[l];
+    }
 }
 
-static int moments_of_rows(const Unit *unit, int l, Moments *rows) {
-    const Run *run = unit->run;
-    int row = 0;
-    rows[row++] = moments_of_lane(&unit->x, l, (double)unit->count);
-    if (run->scale) rows[row] = map_moments(rows[0], unit->pair.scale[l], unit->pair.shift[l], unit->pair.zeros[l]), row++;
-    if (run->identity) rows[row++] = moments_of_lane(&unit->identity, l, (double)unit->count);
-    if (run->kernel->sum) rows[row++] = moments_of_lane(&unit->sum, l, (double)unit->count);
-    for (int i = 0; i < row; i++)
-        if (!isfinite(rows[i].mean) || !isfinite(rows[i].minimum) || !isfinite(rows[i].maximum)) return 0;
-    return 1;
-}
+static const Groups NOTHING = {.minimum = {INFINITY, INFINITY, INFINITY, INFINITY, INFINITY, INFINITY, INFINITY, INFINITY},
+                               .maximum = {-INFINITY, -INFINITY, -INFINITY, -INFINITY, -INFINITY, -INFINITY, -INFINITY, -INFINITY}};
 
-static void run_unit(const Run *run, int64_t number) {
+EVERY_CPU static void run_unit(const Run *run, int64_t number) {
     const int64_t part = number % run->units_each, first = run->by_lane ? part * LANES : part;
     const int groups = !run->by_lane ? 1 : run->channels - first < LANES ? (int)(run->channels - first) : LANES;
-    Moments *pooled = run->moments + number * run->rows, each[LANES][MOST_ROWS];
+    Groups rows[MOST_ROWS];
     Unit unit;
-    int finite = 1;
     memset(&unit, 0, sizeof unit);
     unit.run = run;
     for (int l = 0; l < LANES; l++) {
-        const int64_t channel = run->by_lane ? first + (l < groups ? l : 0) : first;
+        const int64_t channel = run->by_lane && l < groups ? first + l : first;
         unit.pair.scale[l] = run->scale ? run->scale[channel] : 1;
         unit.pair.shift[l] = run->scale ? run->shift[channel] : 0;
     }
     walk(&unit, number, visit);
-    for (int l = 0; l < LANES; l++) run->dots[number] += unit.pair.dot[l];
-    for (int i = 0; i < run->rows; i++)
-        pooled[i] = (Moments){0, 0, 0, INFINITY, -INFINITY, 0, 0}, each[0][i] = pooled[i];
-    if (!unit.count) {
-        for (int l = 1; l < groups; l++) memcpy(each[l], each[0], sizeof each[0]);
-    } else {
-        if (!run->by_lane) {
-            fold_lanes(&unit.x);
-            fold_lanes(&unit.identity);
-            fold_lanes(&unit.sum);
-            for (int l = 1; l < LANES; l++) unit.pair.zeros[0] += unit.pair.zeros[l];
-        }
-        for (int l = 0; l < groups; l++) finite &= moments_of_rows(&unit, l, each[l]);
+    const double count = (double)unit.count;
+    if (unit.count) {
+        int row = 0, finite = 1;
+        if (!run->by_lane) fold_unit(&unit);
+        moments_of_lanes(&unit.x, count, &rows[row++]);
+        if (run->scale) map_moments(&rows[0], &unit.pair, &rows[row++]);
+        if (run->identity) moments_of_lanes(&unit.identity, count, &rows[row++]);
+        if (run->kernel->sum) moments_of_lanes(&unit.sum, count, &rows[row++]);
+        for (int i = 0; i < run->rows; i++) finite &= all_finite(&rows[i], groups);
         if (!finite) {
             walk(&unit, number, count_nonfinite);
             for (int i = 0; i < run->rows; i++)
-                for (int l = 0; l < LANES; l++)
-                    if (l < groups)
-                        each[l][i].nonfinite = unit.nonfinite[i][l];
-                    else if (!run->by_lane)
-                        each[0][i].nonfinite += unit.nonfinite[i][l];
+                for (int l = 0; l < LANES; l++) rows[i].nonfinite[run->by_lane ? l : 0] += unit.nonfinite[i][l];
+        }
+        for (int l = 0; l < LANES; l++) run->dots[number] += unit.pair.dot[l];
+    } else {
+        for (int i = 0; i < run->rows; i++) rows[i] = NOTHING;
+    }
+    for (int i = 0; i < run->rows; i++) {
+        run->moments[number * run->rows + i] = pool(&rows[i], groups, count);
+        if (run->wanted) {
+            const int64_t row = number / run->units_each * run->rows + i;
+            list_channels(&rows[i], groups, count, run->channels, run->wanted + row * LISTED * run->channels + first);
         }
     }
-    for (int l = 0; l < groups; l++)
-        for (int i = 0; i < run->rows; i++) {
-            merge(pooled + i, &each[l][i]);
-            if (!run->wanted) continue;
-            blank_nonfinite(&each[l][i]);
-            double *out = run->wanted + ((number / run->units_each * run->rows + i) * FIELDS) * run->channels + first + l;
-            for (int field = 0; field < FIELDS; field++) out[field * run->channels] = ((const double *)&each[l][i])[field];
-        }
+}
+
+static void blank_nonfinite(Moments *of) {
+    if (of->nonfinite > 0) of->mean = of->m2 = of->minimum = of->maximum = NAN;
 }
 
 static void run_task(void *state, size_t task) {
@@ -355,7 +414,7 @@ static OrtStatus *compute(void *state, OrtContext *context) {
     double *sums;
     const int64_t width = run.rows * FIELDS;
     TRY(OUTPUT(ort)(context, 0, (int64_t[]){run.samples, width + 2}, 2, &summary));
-    TRY(OUTPUT(ort)(context, 1, (int64_t[]){run.samples, listed ? width * run.channels : 0}, 2, &channels));
+    TRY(OUTPUT(ort)(context, 1, (int64_t[]){run.samples, listed ? run.rows * LISTED * run.channels : 0}, 2, &channels));
     TRY(MUTABLE_DATA(ort)(summary, (void **)&sums));
     if (listed) TRY(MUTABLE_DATA(ort)(channels, (void **)&run.wanted));
 
@@ -394,7 +453,7 @@ static const char *provider(const Operator *operator) { return (void)operator, N
 static size_t inputs(const Operator *operator) { return (void)operator, 6; }
 static size_t outputs(const Operator *operator) { return (void)operator, 2; }
 static int input_type(const Operator *operator, size_t i) { return (void)operator, i == 4 ? INT64 : i == 5 ? BOOL : FLOAT; }
-static int output_type(const Operator *operator, size_t i) { return (void)operator, (void)i, DOUBLE; }
+static int output_type(const Operator *operator, size_t i) { return (void)operator, i ? FLOAT : DOUBLE; }
 static int input_kind(const Operator *operator, size_t i) { return (void)operator, i ? OPTIONAL : REQUIRED; }
 static int output_kind(const Operator *operator, size_t i) { return (void)operator, (void)i, REQUIRED; }
 static int memory(const Operator *operator, size_t i) { return (void)operator, (void)i, 0; }
