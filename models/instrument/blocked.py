@@ -21,9 +21,7 @@ def read_blocked(model: onnx.ModelProto, block: int) -> int:
         block: channels in a block.
     """
     graph = model.graph
-    conversions = {
-        node.output[0]: node for node in graph.node if node.domain == BLOCKED_DOMAIN and node.op_type == "ReorderOutput"
-    }
+    conversions = {node.output[0]: node for node in graph.node if node.domain == BLOCKED_DOMAIN and node.op_type == "ReorderOutput"}
     changed = 0
     for node in graph.node:
         if node.domain != DOMAIN:
@@ -53,7 +51,9 @@ def layout_probe(channels: int) -> onnx.ModelProto:
     shape = [1, channels, 1, 2]
     values = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name in ("x", "y")]
     graph = helper.make_graph([node], "layout", values[:1], values[1:])
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17), helper.make_opsetid(BLOCKED_DOMAIN, 1)], ir_version=9)
+    return helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 17), helper.make_opsetid(BLOCKED_DOMAIN, 1)], ir_version=9
+    )
 
 
 def _attribute(node: onnx.NodeProto, name: str) -> int:

@@ -177,7 +177,14 @@ class _Builder:
         assert shape is not None  # else not readable
         name = f"{DOMAIN}.{len(self.observers)}"
         last = first.channel_axis % len(shape) == len(shape) - 1 and affine is None
-        inputs = [self._float(first.tensor), "", "", self._float(identity.tensor) if identity else "", self._mask(first.mask), WANTED]
+        inputs = [
+            self._float(first.tensor),
+            "",
+            "",
+            self._float(identity.tensor) if identity else "",
+            self._mask(first.mask),
+            WANTED,
+        ]
         if affine:
             for i, (kind, value) in enumerate((("scale", affine.scale), ("shift", affine.shift)), start=1):
                 inputs[i] = f"{name}.{kind}"

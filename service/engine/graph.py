@@ -52,7 +52,9 @@ class PreparedGraph:
             ArtifactError: ONNX Runtime cannot load the graph, or the provider is not installed.
         """
         if _PROVIDERS[self.provider] not in onnxruntime.get_available_providers():
-            raise ArtifactError(f"ONNX Runtime has no provider {self.provider}; install onnxruntime-gpu, or set NORMSCOPE_PROVIDER=cpu")
+            raise ArtifactError(
+                f"ONNX Runtime has no provider {self.provider}; install onnxruntime-gpu, or set NORMSCOPE_PROVIDER=cpu"
+            )
         if self.observers:
             options.register_custom_ops_library(str(library()))
             # observers stand where what they read is made, and are to run there

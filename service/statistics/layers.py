@@ -139,9 +139,7 @@ class BatchReducer:
         self._identities = [layout.row_of[layer.layer, "identity"] for layer in layout.adds]
         self._residuals = [layout.row_of[layer.layer, "residual"] for layer in layout.adds]
 
-    def reduce(
-        self, outputs: RunOutputs, inputs: Mapping[str, NDArray[Any]], workers: Executor | None = None
-    ) -> BatchStatistics:
+    def reduce(self, outputs: RunOutputs, inputs: Mapping[str, NDArray[Any]], workers: Executor | None = None) -> BatchStatistics:
         """Computes all statistics of a run.
 
         Args:

@@ -114,7 +114,7 @@ def assert_one(described: dict[str, Any], tensor: Array, where: str) -> None:
         assert_side(described, tensor.astype(np.float32), where)
     else:
         assert described["nonfinite"] == (~np.isfinite(tensor)).sum(), where
-        assert all(described[name] is None for name in expected_side(tensor[:0] + 1) if name not in ("count", "nonfinite")), where
+        assert all(described[name] is None for name in ("mean", "var", "std", "min", "max", "l2", "zeros")), where
 
 
 def normal(*shape: int, seed: int = 0) -> Array:
@@ -134,9 +134,7 @@ def test_a_residual_block(channels: int, extent: int) -> None:
 
 
 @pytest.mark.parametrize("channels", [16, 5])
-@pytest.mark.parametrize(
-    ("gamma", "beta"), [(0, 0), (0, 0.5), (1e-6, 0), (1e-6, 0.5), (-2, 0.5), (1, 0), ("mixed", "mixed")]
-)
+@pytest.mark.parametrize(("gamma", "beta"), [(0, 0), (0, 0.5), (1e-6, 0), (1e-6, 0.5), (-2, 0.5), (1, 0), ("mixed", "mixed")])
 def test_gamma_and_beta_that_are_hard(channels: int, gamma: float | str, beta: float | str) -> None:
     """gamma 0, tiny and negative and beta 0 in all channels or in some: both sides are exact, zeros included."""
     of = {"mixed": np.resize([0, 1e-6, -1, 2, 0], channels), 0.5: np.full(channels, 0.5)}
@@ -195,35 +193,39 @@ def test_what_becomes_infinite_on_the_way(channels: int) -> None:
 def test_tokens_without_their_padding(width: int, by_channel: bool) -> None:
     """Masked tokens do not exist, wherever they are and whatever is in them; a text of nothing but padding has no statistics."""
     add = layer("add", "residual_add", {"identity": "x", "residual": "f", "sum": "sum"}, 2, "mask")
-    norm = layer("norm", "layer_norm", {"before": "sum", "after": "logits"}, 2, "mask")
+    norm = layer("norm", "layer_norm", {"before": "sum", "after": "after"}, 2, "mask")
     x, mask = normal(5, 13, width), np.ones((5, 13), np.int64)
     mask[0, 5:], mask[1, :2], mask[2, 3:9], mask[3] = 0, 0, 0, 0
     x[0, 6], x[1, 0] = np.nan, np.inf
     nodes = [
         helper.make_node("MatMul", ["x", "weight"], ["f"]),
         helper.make_node("Add", ["x", "f"], ["sum"]),
-        helper.make_node("LayerNormalization", ["sum", "gamma", "beta"], ["logits"]),
+        helper.make_node("LayerNormalization", ["sum", "gamma", "beta"], ["after"]),
+        helper.make_node("Relu", ["after"], ["logits"]),
     ]
     constants = {"weight": normal(width, width), "gamma": normal(width), "beta": normal(width)}
     feed = {"x": x, "mask": mask}
     batch, tensors = run(model_of(nodes, feed, constants), (add, norm), feed, channels=by_channel)
     for i in (0, 1, 2, 4):
-        sample = BatchStatistics(batch.layout, *(_row(part, i) for part in (batch.pooled, batch.residual_ratio, batch.cosine)), (
-            lambda row, i=i: _row(batch.channels(row), i)
-        ))
+        sample = BatchStatistics(
+            batch.layout,
+            *(_row(part, i) for part in (batch.pooled, batch.residual_ratio, batch.cosine)),
+            (lambda row, i=i: _row(batch.channels(row), i)),
+        )
         real = {name: tensor[i : i + 1][:, mask[i] == 1] for name, tensor in tensors.items()}
         assert_agrees(sample, (add, norm), real, channels=by_channel)
-    assert batch.sample(3).describe((norm,), channels=False)[0]["before"] | {"count": 0, "mean": None} == batch.sample(3).describe(
-        (norm,), channels=False
-    )[0]["before"]
+    assert (
+        batch.sample(3).describe((norm,), channels=False)[0]["before"] | {"count": 0, "mean": None}
+        == batch.sample(3).describe((norm,), channels=False)[0]["before"]
+    )
 
 
 def _row(part: Any, i: int) -> Any:
     return part[i : i + 1] if isinstance(part, np.ndarray) else type(part)(*(value[i : i + 1] for value in vars(part).values()))
 
 
-def test_half_precision(way: str) -> None:
-    """float16 activations are reduced as what they are, in float32: the rounded sum, not the exact one."""
+def test_half_precision() -> None:
+    """float16 activations are summed in float32: agreement is that of float16, whose results ONNX Runtime may leave unrounded."""
     x, weight = normal(3, 7, 33).astype(np.float16), normal(33, 33).astype(np.float16)
     nodes = [
         helper.make_node("MatMul", ["x", "weight"], ["f"]),
@@ -232,7 +234,13 @@ def test_half_precision(way: str) -> None:
     ]
     add = layer("add", "residual_add", {"identity": "x", "residual": "f", "sum": "sum"}, axis=2)
     batch, tensors = run(model_of(nodes, {"x": x}, {"weight": weight}), (add,), {"x": x})
-    assert_agrees(batch, (add,), tensors)
+    for i in range(3):
+        described = batch.sample(i).describe((add,), channels=False)[0]
+        for side, name in add.tensors.items():
+            expected = expected_side(tensors[name][i])
+            for statistic in ("mean", "var", "std", "min", "max", "l2"):
+                assert described[side][statistic] == pytest.approx(expected[statistic], rel=1e-3, abs=1e-3), (side, statistic)
+            assert described[side]["count"] == 7 * 33
 
 
 def test_a_sum_of_unequal_shapes() -> None:
