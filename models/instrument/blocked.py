@@ -1,4 +1,4 @@
-"""Lets observers read ONNX Runtime's blocked layout: a graph optimized by it in, the same without the conversions for observers out.
+"""Lets observers read ONNX Runtime's blocked layout: a graph that it optimized in, the same without their conversions out.
 
 Where a processor allows, ONNX Runtime keeps the activations of convolutions as (N, C / block, H, W, block), and converts them by
 `ReorderOutput` for operators that do not know this layout. An observer knows it; it takes the input of the conversion instead.

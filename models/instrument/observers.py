@@ -1,21 +1,21 @@
-"""Adds observers: a graph and what to reduce in it in, the same graph with nodes that reduce while it runs out. Changes no other node.
+"""Adds observers: a graph and what to reduce in it in, the same graph with nodes that reduce while it runs out.
 
-An observer is a node of the operator `Observe` (domain `normscope`), which the service brings as a compiled library. It reads
-activations where they are made, and hands out a few numbers; the activations themselves never leave the graph.
+No other node changes. An observer is a node of the operator `Observe` (domain `normscope`), which the service brings as a compiled
+library. It reads activations where they are made, and hands out a few numbers; the activations themselves never leave the graph.
 
-Rules, for the tensors of float32 (others are converted by a Cast of their own) with their channels along axis 1 or the last:
+Rules, for tensors of float32 (others are converted by a Cast of their own) with their channels along axis 1 or the last:
     1. Two sides of a residual add are read by one observer, which also takes their dot product.
-    2. The sum of two float32 tensors of one shape is made by the observer on the way: the graph's own Add may be fused with what follows.
-    3. A BatchNormalization at inference is `scale * x + shift` per channel: its output follows from its input, and is not read. Not the
-       other way: dividing by a small scale loses what is divided. Nor where scale * mean is so large against gamma and beta that the
-       rounding of scale and shift alone, which is ONNX Runtime's own affair, would be seen.
+    2. The sum of two float32 tensors of one shape is made by the observer on the way: the graph's own Add may be fused with others.
+    3. A BatchNormalization at inference is `scale * x + shift` per channel: its output follows from its input, and is not read. Not
+       the other way: dividing by a small scale loses what is divided. Nor where scale * mean is so large against gamma and beta
+       that the rounding of scale and shift alone, which is ONNX Runtime's own affair, would be seen.
     4. Each other tensor has an observer of its own.
     5. What no rule covers (other types, other axes, an unknown rank) is left to the caller, who can make it an output of the graph.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -27,9 +27,9 @@ from models.instrument.probes import infer_shapes
 
 DOMAIN = "normscope"
 SUMMARY, WANTED = "normscope.summary", "normscope.channels_wanted"
-"""Output float64 (N, sum over observers of 7 * rows + 2), and input bool (1): whether the outputs of `channels_output` are filled."""
+"""Output float64 (N, sum over observers of 7 * rows + 2); and input bool (1), whether the outputs `channels_output` are filled."""
 FIELDS = 7
-"""Numbers of a row: count, mean, m2, minimum, maximum, zeros, nonfinite. Of each observer two more follow: dot product, channels."""
+"""Numbers of a row: count, mean, m2, minimum, maximum, zeros, nonfinite. An observer's last two are dot product and channels."""
 LISTED = 6
 """Numbers of a channel: mean, std, minimum, maximum, zeros, nonfinite."""
 CHANNELS_FIRST, CHANNELS_LAST, BLOCKED = 0, 1, 2
@@ -189,7 +189,12 @@ class _Builder:
             for i, (kind, value) in enumerate((("scale", affine.scale), ("shift", affine.shift)), start=1):
                 inputs[i] = f"{name}.{kind}"
                 self._model.graph.initializer.append(numpy_helper.from_array(value, inputs[i]))
-        attributes = {"layout": CHANNELS_LAST if last else CHANNELS_FIRST, "block": 0, "channels": 0, "sum": int(is_sum)}
+        attributes: dict[str, Any] = {
+            "layout": CHANNELS_LAST if last else CHANNELS_FIRST,
+            "block": 0,
+            "channels": 0,
+            "sum": int(is_sum),
+        }
         outputs = [f"{name}.summary", channels_output(len(self.observers))]
         self._model.graph.node.append(helper.make_node("Observe", inputs, outputs, name=name, domain=DOMAIN, **attributes))
         self.observers.append(Observer(rows, pair))

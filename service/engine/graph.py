@@ -128,7 +128,7 @@ def _reading_blocks(graph: PreparedGraph) -> PreparedGraph:
 
 @cache
 def _block() -> int | None:
-    """Channels in a block of ONNX Runtime's layout on this processor; None where there is no such layout, or not of whole eights."""
+    """Channels in a block of ONNX Runtime's layout on this processor; None where it has none, or not of whole eights."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     x = np.zeros((1, _MOST_CHANNELS_OF_A_BLOCK, 1, 2), np.float32)

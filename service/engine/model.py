@@ -14,8 +14,8 @@ from models.postprocessing import rank, softmax
 from service.engine.batching import Batch, Batcher, BatchLimits, BatchResult, fail
 from service.engine.calls import Call, Job, Outcome
 from service.engine.counters import Counters
-from service.engine.inputs import InputReader, Item, TensorInput
 from service.engine.graph import prepare
+from service.engine.inputs import InputReader, Item, TensorInput
 from service.engine.session import Sessions
 from service.errors import DeadlineExceededError, InvalidRequestError, OverloadedError
 from service.settings import Settings

@@ -1,4 +1,4 @@
-"""The compiled operator of `observe.c`, where a compiler was at hand; without it numpy reduces the activations, several times slower.
+"""The compiled operator of `observe.c`, where a compiler was at hand; without it numpy reduces, several times slower.
 
 `python -m service.statistics.library` compiles it. `make serve` and the image do so by themselves. ONNX Runtime loads the library
 into the sessions that need it; it needs headers neither of Python nor of ONNX Runtime.

@@ -7,7 +7,6 @@ from hypothesis.extra import numpy as hnp
 from service.statistics.moments import Moments, channel_moments, sample_dot
 from tests.oracle import expected_side
 
-
 _VALUES = st.floats(-1e6, 1e6, width=32)
 
 

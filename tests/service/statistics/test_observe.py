@@ -14,6 +14,7 @@ from service.engine.graph import watch
 from service.engine.session import Session
 from service.statistics.layers import BatchReducer, BatchStatistics, RunOutputs, SideLayout
 from service.statistics.library import library
+from service.statistics.moments import Moments
 from tests.oracle import assert_pair, assert_side, expected_side
 
 Array = NDArray[Any]
@@ -138,10 +139,10 @@ def test_a_residual_block(channels: int, extent: int) -> None:
 def test_gamma_and_beta_that_are_hard(channels: int, gamma: float | str, beta: float | str) -> None:
     """gamma 0, tiny and negative and beta 0 in all channels or in some: both sides are exact, zeros included."""
     of = {"mixed": np.resize([0, 1e-6, -1, 2, 0], channels), 0.5: np.full(channels, 0.5)}
-    both = [of[value] if value in of else np.full(channels, float(value)) for value in (gamma, beta)]
+    scale, shift = (of[value] if value in of else np.full(channels, float(value)) for value in (gamma, beta))
     x, identity = normal(2, channels, 9, 9), normal(2, channels, 9, 9, seed=1)
     x[:, :, 0] = 0
-    model = block(x, identity, *both, np.zeros(channels), np.ones(channels))
+    model = block(x, identity, scale, shift, np.zeros(channels), np.ones(channels))
     batch, tensors = run(model, (NORM, ADD), {"x": x, "i": identity})
     assert_agrees(batch, (NORM, ADD), tensors)
 
@@ -207,21 +208,20 @@ def test_tokens_without_their_padding(width: int, by_channel: bool) -> None:
     feed = {"x": x, "mask": mask}
     batch, tensors = run(model_of(nodes, feed, constants), (add, norm), feed, channels=by_channel)
     for i in (0, 1, 2, 4):
-        sample = BatchStatistics(
-            batch.layout,
-            *(_row(part, i) for part in (batch.pooled, batch.residual_ratio, batch.cosine)),
-            (lambda row, i=i: _row(batch.channels(row), i)),
-        )
         real = {name: tensor[i : i + 1][:, mask[i] == 1] for name, tensor in tensors.items()}
-        assert_agrees(sample, (add, norm), real, channels=by_channel)
-    assert (
-        batch.sample(3).describe((norm,), channels=False)[0]["before"] | {"count": 0, "mean": None}
-        == batch.sample(3).describe((norm,), channels=False)[0]["before"]
-    )
+        assert_agrees(_only(batch, i), (add, norm), real, channels=by_channel)
+    nothing = batch.sample(3).describe((norm,), channels=False)[0]["before"]
+    assert (nothing["count"], nothing["nonfinite"], nothing["mean"]) == (0, 0, None)
 
 
-def _row(part: Any, i: int) -> Any:
-    return part[i : i + 1] if isinstance(part, np.ndarray) else type(part)(*(value[i : i + 1] for value in vars(part).values()))
+def _only(batch: BatchStatistics, i: int) -> BatchStatistics:
+    """One sample of a batch as a batch of its own."""
+
+    def row(moments: Moments) -> Moments:
+        return Moments(*(value[i : i + 1] for value in vars(moments).values()))
+
+    pairs = batch.residual_ratio[i : i + 1], batch.cosine[i : i + 1]
+    return BatchStatistics(batch.layout, row(batch.pooled), *pairs, lambda at: row(batch.channels(at)))
 
 
 def test_half_precision() -> None:
@@ -261,8 +261,8 @@ def test_a_sum_of_unequal_shapes() -> None:
 def test_a_sample_does_not_depend_on_its_batch() -> None:
     """The same sample alone and among others gives identical numbers."""
     x, identity = normal(5, 16, 30, 30), normal(5, 16, 30, 30, seed=1)
-    parameters = [normal(16, seed=i) for i in (2, 3, 4)]
-    among, _ = run(block(x, identity, *parameters, np.ones(16)), (NORM, ADD), {"x": x, "i": identity})
-    alone, _ = run(block(x, identity, *parameters, np.ones(16)), (NORM, ADD), {"x": x[2:3], "i": identity[2:3]})
+    gamma, beta, mean = (normal(16, seed=i) for i in (2, 3, 4))
+    among, _ = run(block(x, identity, gamma, beta, mean, np.ones(16)), (NORM, ADD), {"x": x, "i": identity})
+    alone, _ = run(block(x, identity, gamma, beta, mean, np.ones(16)), (NORM, ADD), {"x": x[2:3], "i": identity[2:3]})
     np.testing.assert_array_equal(alone.pooled.m2[0], among.pooled.m2[2])
     np.testing.assert_array_equal(alone.cosine[0], among.cosine[2])
