@@ -1,7 +1,7 @@
 """What the statistics cost: `python -m tests.benchmarks.overhead` prints ratios to the plain ONNX Runtime run of the same round.
 
-All variants of a row run one after the other in every round, so that a noisy machine disturbs them alike; the table shows the
-median of the ratios. The cost does not depend on the content: photos are noise, tokens are random, 13 in a sentence.
+All variants of a row run one after the other in every round, so that a noisy machine disturbs them alike, each twice, of which the
+second run counts; the table shows the median of the ratios. The cost does not depend on the content: photos are noise, tokens are random, 13 in a sentence.
 """
 
 import argparse
@@ -133,6 +133,7 @@ def measure(compared: Variants, rounds: int) -> tuple[float, dict[str, float]]:
     seconds: dict[str, list[float]] = {name: [] for name in compared}
     for _ in range(rounds):
         for name, run in compared.items():
+            run()  # untimed: what another variant left in the caches, and its spinning threads, are not this one's cost
             start = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - start)
