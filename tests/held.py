@@ -40,9 +40,9 @@ def held_runs() -> Iterator[HeldRuns]:
     held = HeldRuns()
 
     class HeldSessions(Sessions):
-        def run(self, feed: Feed, *, alone: bool) -> RunResult:
+        def run(self, feed: Feed, *, alone: bool, channels: bool = False) -> RunResult:
             held(len(next(iter(feed.values()))))
-            return super().run(feed, alone=alone)
+            return super().run(feed, alone=alone, channels=channels)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(service.engine.model, "Sessions", HeldSessions)

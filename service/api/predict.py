@@ -61,6 +61,7 @@ async def predict(request: Request, model: str) -> Response:
         outcomes, timing = await served.predict(
             inputs,
             statistics=query.statistics != "none",
+            channels=query.statistics == "channels",
             timeout_s=None if query.timeout_ms is None else query.timeout_ms / 1000,
         )
     state.observe_inference(manifest.name, timing)

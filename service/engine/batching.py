@@ -55,11 +55,13 @@ class Batch:
     Attributes:
         rows: one for each input.
         keep: for each row, whether its statistics are wanted.
+        channels: whether they are wanted by channel for any.
         alone: nothing else is running or waiting, so that the run may use all threads.
     """
 
     rows: Sequence[TensorInput]
     keep: Sequence[bool]
+    channels: bool
     alone: bool
 
 
@@ -175,7 +177,8 @@ class Batcher:
 
     def _run_batch(self, batch: list[Job], *, alone: bool) -> None:
         try:
-            result = self._run(Batch([_row(job) for job in batch], [job.call.statistics for job in batch], alone))
+            keep, channels = [job.call.statistics for job in batch], any(job.call.channels for job in batch)
+            result = self._run(Batch([_row(job) for job in batch], keep, channels, alone))
         except Exception as error:  # whatever a graph does with an input that it was not made for
             if len(batch) > 1:
                 for job in _alive(batch):

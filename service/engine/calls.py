@@ -42,10 +42,10 @@ class Call:
             statistics. The mean, because inputs may be worked on beside each other: the sum could exceed the time that passed.
     """
 
-    def __init__(self, items: Sequence[Item], *, statistics: bool, timeout_s: float) -> None:
+    def __init__(self, items: Sequence[Item], *, statistics: bool, timeout_s: float, channels: bool = False) -> None:
         self.loop = asyncio.get_running_loop()
         self.future: asyncio.Future[list[Outcome]] = self.loop.create_future()
-        self.statistics = statistics
+        self.statistics, self.channels = statistics, channels
         self.started_ns = time.perf_counter_ns()
         self.deadline_ns = self.started_ns + int(timeout_s * 1e9)
         self.input_ns = self.infer_ns = self.output_ns = 0

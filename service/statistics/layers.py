@@ -1,30 +1,23 @@
-"""Statistics of a batch: the tapped tensors of one run in, for each sample and layer the statistics of every side out.
+"""Statistics of a batch: what a run hands out in, for each sample and layer the statistics of every side out.
 
 A batch never mixes its samples: row i of every array below is sample i alone.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.artifact import Layer
+from models.instrument.observers import FIELDS, LISTED, Observer, Pair, Reduction
 from service.statistics.moments import Activations, Floats, Moments, channel_moments, sample_dot
 
 _RESIDUAL_ADD = "residual_add"
 _SHARED_ELEMENTS = 1 << 20  # of a run from which on several threads pay
-
-
-class Reduction(NamedTuple):
-    """One tensor reduced in one way; several sides may ask for the same."""
-
-    tensor: str
-    channel_axis: int
-    mask: str | None
 
 
 @dataclass(frozen=True)
@@ -40,17 +33,22 @@ class SideLayout:
     @cached_property
     def reductions(self) -> list[Reduction]:
         """Each once: the sum of an add is often the input of the norm after it."""
-        return list(dict.fromkeys(Reduction(layer.tensors[side], layer.channel_axis, layer.mask) for layer, side in self.rows))
+        return list(dict.fromkeys(_reduction(layer, side) for layer, side in self.rows))
 
     @cached_property
     def reduction_of(self) -> list[int]:
         """For each row, the index of its reduction."""
         index = {each: i for i, each in enumerate(self.reductions)}
-        return [index[Reduction(layer.tensors[side], layer.channel_axis, layer.mask)] for layer, side in self.rows]
+        return [index[_reduction(layer, side)] for layer, side in self.rows]
 
     @cached_property
     def adds(self) -> list[Layer]:
         return [layer for layer in self.layers if layer.kind == _RESIDUAL_ADD]
+
+    @cached_property
+    def pairs(self) -> list[Pair]:
+        """The sides of each residual add."""
+        return [Pair(*(_reduction(layer, side) for side in ("identity", "residual", "sum"))) for layer in self.adds]
 
     @cached_property
     def row_of(self) -> dict[tuple[str, str], int]:
@@ -61,79 +59,147 @@ class SideLayout:
         return {layer.layer: i for i, layer in enumerate(self.adds)}
 
 
+def _reduction(layer: Layer, side: str) -> Reduction:
+    return Reduction(layer.tensors[side], layer.channel_axis, layer.mask)
+
+
+@dataclass(frozen=True)
+class RunOutputs:
+    """What a run hands out for statistics of N samples.
+
+    Attributes:
+        tensors: name -> activation (N, ...) of every tensor that no observer reduces.
+        summary: float64 (N, ...), the numbers of the observers; None without any.
+        channels: of each observer float32 (N, ...), its numbers by channel; empty where they were not asked for.
+    """
+
+    tensors: Mapping[str, Activations]
+    summary: Floats | None = None
+    channels: Sequence[NDArray[np.float32]] = ()
+
+
 @dataclass(frozen=True)
 class BatchStatistics:
     """Statistics of N samples over S rows (layer and side) and A residual adds.
 
     Attributes:
         layout: the order of rows.
-        joined: of every channel of every reduction, (N, sum of C).
-        columns: for each row, where its channels lie in `joined`.
         pooled: over the channels: (N, S).
         residual_ratio: l2(F(x)) / l2(x), (N, A); NaN where l2(x) is 0 or a side is not finite.
         cosine: of F(x) and x, (N, A); NaN where either norm is 0 or a side is not finite.
+        channels: the moments (N, C) of the channels of one row; to be called only where the run was asked for channels.
     """
 
     layout: SideLayout
-    joined: Moments
-    columns: list[slice]
     pooled: Moments
     residual_ratio: Floats
     cosine: Floats
+    channels: Callable[[int], Moments]
 
     def __len__(self) -> int:
         return len(self.residual_ratio)
-
-    def channels(self, row: int) -> Moments:
-        """Of the channels of one row: (N, C)."""
-        return self.joined.columns(self.columns[row])
 
     def sample(self, i: int) -> "SampleStatistics":
         return SampleStatistics(self, i)
 
 
-def batch_statistics(
-    layout: SideLayout, tensors: Mapping[str, Activations], inputs: Mapping[str, NDArray[Any]], workers: Executor | None = None
-) -> BatchStatistics:
-    """Computes all statistics of a run.
+@dataclass(frozen=True)
+class _Place:
+    """Where an observer's numbers of one reduction are: from `start` in the summary; in row `row` of those by channel."""
 
-    Args:
-        layout: the layers to watch.
-        tensors: name -> activation (N, ...) of every tensor that the layers name.
-        inputs: the inputs of the run; the masks of the layers are among them.
-        workers: threads that share the tensors among them; numpy leaves the interpreter free for most of the work.
-    """
-    elements = sum(tensor.size for tensor in tensors.values())
-    run = map if workers is None or elements < _SHARED_ELEMENTS else workers.map
-    masks = {name: inputs[name].astype(bool) for layer in layout.layers if (name := layer.mask)}
-
-    def reduce(each: Reduction) -> Moments:
-        return channel_moments(tensors[each.tensor], each.channel_axis, masks[each.mask] if each.mask else None)
-
-    parts = list(run(reduce, layout.reductions))
-    ends = np.cumsum([part.mean.shape[1] for part in parts])
-    starts = np.concatenate([[0], ends[:-1]])
-    joined = Moments.join(parts)
-    pooled = joined.pool_segments(starts).columns(layout.reduction_of)
-    columns = [slice(starts[i], ends[i]) for i in layout.reduction_of]
-    ratio, cosine = _pair_statistics(layout, tensors, masks, pooled.l2)
-    return BatchStatistics(layout, joined, columns, pooled, ratio, cosine)
+    observer: int
+    row: int
+    start: int
 
 
-def _pair_statistics(
-    layout: SideLayout, tensors: Mapping[str, Activations], masks: Mapping[str, NDArray[np.bool_]], l2: Floats
-) -> tuple[Floats, Floats]:
-    """residual_ratio and cosine (N, A) of all adds; l2 (N, S)."""
-    identity = l2[:, [layout.row_of[layer.layer, "identity"] for layer in layout.adds]]
-    residual = l2[:, [layout.row_of[layer.layer, "residual"] for layer in layout.adds]]
-    dots = np.zeros_like(identity)
-    for i, layer in enumerate(layout.adds):
-        x, f = tensors[layer.tensors["identity"]], tensors[layer.tensors["residual"]]
-        dots[:, i] = sample_dot(x, f, masks[layer.mask] if layer.mask else None)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = np.where(identity > 0, residual / identity, np.nan)
-        product = identity * residual
-        return ratio, np.where(product > 0, dots / product, np.nan)
+class BatchReducer:
+    """Makes the statistics of batches: reads the numbers of observers, and reduces the tensors that none observes."""
+
+    def __init__(self, layout: SideLayout, observers: Sequence[Observer] = ()) -> None:
+        self._layout = layout
+        self._rows = [len(observer.rows) for observer in observers]
+        places: dict[Reduction, _Place] = {}
+        dots: dict[Pair, int] = {}
+        end = 0
+        for i, observer in enumerate(observers):
+            for row, reduction in enumerate(observer.rows):
+                places.setdefault(reduction, _Place(i, row, end))
+                end += FIELDS
+            if observer.pair:
+                dots[observer.pair] = end
+            end += 2
+        self._places = [places.get(each) for each in layout.reductions]
+        self._others = [i for i, place in enumerate(self._places) if place is None]
+        nowhere = [0] * FIELDS  # of the summary; overwritten by what numpy finds
+        columns = [nowhere if place is None else list(range(place.start, place.start + FIELDS)) for place in self._places]
+        self._columns = np.array([columns[i] for i in layout.reduction_of], int).reshape(-1, FIELDS).T
+        self._other_rows = [(row, i) for row, i in enumerate(layout.reduction_of) if i in self._others]
+        self._dots = np.array([dots.get(pair, 0) for pair in layout.pairs], int)
+        self._other_pairs = [(i, pair) for i, pair in enumerate(layout.pairs) if pair not in dots]
+        self._identities = [layout.row_of[layer.layer, "identity"] for layer in layout.adds]
+        self._residuals = [layout.row_of[layer.layer, "residual"] for layer in layout.adds]
+
+    def reduce(self, outputs: RunOutputs, inputs: Mapping[str, NDArray[Any]], workers: Executor | None = None) -> BatchStatistics:
+        """Computes all statistics of a run.
+
+        Args:
+            outputs: of the run.
+            inputs: of the run; the masks of the layers are among them.
+            workers: threads that share the tensors among them; numpy leaves the interpreter free for most of the work.
+        """
+        n = len(next(iter(inputs.values())))
+        observed = np.zeros((n, 1)) if outputs.summary is None else outputs.summary
+        masks = {name: inputs[name].astype(bool) for i in self._others if (name := self._layout.reductions[i].mask)}
+        others = dict(zip(self._others, self._reduce_tensors(outputs.tensors, masks, workers), strict=True))
+        numbers = observed[:, self._columns]  # (N, 7, S)
+        dots = observed[:, self._dots]
+        totals = {i: part.pool(axis=1) for i, part in others.items()}
+        for row, i in self._other_rows:
+            numbers[:, :, row] = np.stack([getattr(totals[i], field.name) for field in fields(Moments)], axis=1)
+        for i, pair in self._other_pairs:
+            x, f = outputs.tensors[pair.identity.tensor], outputs.tensors[pair.residual.tensor]
+            dots[:, i] = sample_dot(x, f, masks[pair.identity.mask] if pair.identity.mask else None)
+        pooled = Moments(*(numbers[:, i] for i in range(FIELDS)))
+        ratio, cosine = self._relate(pooled, dots)
+
+        def channels(row: int) -> Moments:
+            i = self._layout.reduction_of[row]
+            return others[i] if i in others else self._read_channels(outputs, i)
+
+        return BatchStatistics(self._layout, pooled, ratio, cosine, channels)
+
+    def _reduce_tensors(
+        self, tensors: Mapping[str, Activations], masks: Mapping[str, NDArray[np.bool_]], workers: Executor | None
+    ) -> list[Moments]:
+        elements = sum(tensor.size for tensor in tensors.values())
+        run = map if workers is None or elements < _SHARED_ELEMENTS else workers.map
+
+        def reduce(i: int) -> Moments:
+            each = self._layout.reductions[i]
+            return channel_moments(tensors[each.tensor], each.channel_axis, masks[each.mask] if each.mask else None)
+
+        return list(run(reduce, self._others))
+
+    def _read_channels(self, outputs: RunOutputs, i: int) -> Moments:
+        """Moments (N, C) of an observed reduction, by its index."""
+        place = self._places[i]
+        assert place is not None  # observed
+        assert outputs.summary is not None
+        values = outputs.channels[place.observer]
+        extent = values.shape[1] // (self._rows[place.observer] * LISTED)
+        listed = values.reshape(len(values), -1, LISTED, extent)[:, place.row].astype(np.float64)
+        mean, std, minimum, maximum, zeros, nonfinite = (listed[:, field] for field in range(LISTED))
+        count = np.broadcast_to(outputs.summary[:, place.start, None] / extent, mean.shape)
+        return Moments(count, mean, std**2 * count, minimum, maximum, zeros, nonfinite)
+
+    def _relate(self, pooled: Moments, dots: Floats) -> tuple[Floats, Floats]:
+        """residual_ratio and cosine (N, A) of all adds, from their dot products."""
+        l2 = pooled.l2
+        identity, residual = l2[:, self._identities], l2[:, self._residuals]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = np.where(identity > 0, residual / identity, np.nan)
+            product = identity * residual
+            return ratio, np.where(product > 0, dots / product, np.nan)
 
 
 def summary(moments: Moments, row: int | tuple[int, ...]) -> dict[str, float | int | None]:

@@ -28,9 +28,10 @@ from torch import Tensor, nn
 
 from models.artifact import Artifact, load_artifact, write_manifest
 from models.preprocessing import ImagePreprocessing
+from service.engine.graph import prepare
 from service.engine.session import Feed, Session
 from service.engine.threads import available_cpus
-from service.statistics.layers import SideLayout, batch_statistics
+from service.statistics.layers import BatchReducer, BatchStatistics, RunOutputs, SideLayout
 from tests.networks import network_of
 
 _SHIPPED = Path(__file__).parent.parent.parent / "models" / "artifacts"
@@ -97,9 +98,15 @@ def server(repository: Path) -> Iterator[httpx.Client]:
 def variants(artifact: Artifact, feed: Feed, client: httpx.Client, body: dict[str, object]) -> Variants:
     """What is compared, by the name of its column."""
     layout = SideLayout(tuple(artifact.manifest.layers))
-    plain = Session(artifact, [], _THREADS)
+    plain = Session(prepare(artifact), _THREADS)
     workers = ThreadPoolExecutor(_THREADS)
-    tapped = Session(artifact, [layer.tensors[side] for layer, side in layout.rows], _THREADS)
+    graph = prepare(artifact, "cpu", layout.reductions, layout.pairs)
+    observed, reducer = Session(graph, _THREADS), BatchReducer(layout, graph.observers)
+
+    def with_probes(*, channels: bool) -> BatchStatistics:
+        result = observed.run(feed, channels=channels)
+        return reducer.reduce(RunOutputs(result.tensors, result.summary, result.channels), feed, workers)
+
     url = f"/v1/models/{artifact.manifest.name}/predict"
     inputs = [torch.from_numpy(array) for array in feed.values()]
     network = network_of(artifact)
@@ -110,7 +117,8 @@ def variants(artifact: Artifact, feed: Feed, client: httpx.Client, body: dict[st
 
     return {
         "onnxruntime": lambda: plain.run(feed),
-        "with probes": lambda: batch_statistics(layout, tapped.run(feed).tensors, feed, workers),
+        "summary": lambda: with_probes(channels=False),
+        "channels": lambda: with_probes(channels=True),
         "HTTP": lambda: client.post(url, **body).raise_for_status(),  # type: ignore[arg-type]  # httpx's many keywords
         "HTTP, statistics": lambda: client.post(f"{url}?statistics=summary", **body).raise_for_status(),  # type: ignore[arg-type]
         "torch": torch_plain,

@@ -48,6 +48,7 @@ async def _infer(request: Request, model: str, version: str | None) -> Response:
         outcomes, timing = await served.predict(
             items,
             statistics=any(output.statistic is not None for output in chosen),
+            channels=any(output.by_channel for output in chosen),
             timeout_s=wanted.timeout_s,
         )
     state.observe_inference(model, timing)

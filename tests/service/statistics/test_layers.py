@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 
 from models.artifact import Layer
-from service.statistics.layers import SideLayout, batch_statistics
+from service.statistics.layers import BatchReducer, RunOutputs, SideLayout
 from service.statistics.store import TrafficStatistics
 from tests.oracle import assert_pair, assert_side
 
@@ -52,7 +52,7 @@ def test_each_sample_and_side_by_its_definition(threads: int | None, monkeypatch
     layout = SideLayout((NORM, ADD, TOKENS))
     tensors, inputs = activations()
     with ThreadPoolExecutor(threads) as workers:
-        batch = batch_statistics(layout, tensors, inputs, workers if threads else None)
+        batch = BatchReducer(layout).reduce(RunOutputs(tensors), inputs, workers if threads else None)
     for i in range(3):
         described = batch.sample(i).describe(layout.layers, channels=False)
         real = inputs["mask"][i].astype(bool)
@@ -68,7 +68,7 @@ def test_nonfinite_values_blank_their_side_alone() -> None:
     layout = SideLayout((ADD,))
     tensors, inputs = activations()
     tensors["f"][1, 2, 0, 0] = np.nan
-    batch = batch_statistics(layout, tensors, inputs)
+    batch = BatchReducer(layout).reduce(RunOutputs(tensors), inputs)
     (described,) = batch.sample(1).describe(layout.layers, channels=True)
     assert described["residual"]["nonfinite"] == 1
     assert described["residual"]["count"] == 8 * 36
@@ -87,7 +87,7 @@ def test_relation_of_an_identity_of_zeros() -> None:
     layout = SideLayout((ADD,))
     tensors, inputs = activations()
     tensors["a"][0], tensors["f"][1] = 0, 0
-    batch = batch_statistics(layout, tensors, inputs)
+    batch = BatchReducer(layout).reduce(RunOutputs(tensors), inputs)
     first, second = (batch.sample(i).describe(layout.layers, channels=False)[0] for i in range(2))
     assert (first["residual_ratio"], first["cosine"]) == (None, None)
     assert (second["residual_ratio"], second["cosine"]) == (0.0, None)
@@ -100,7 +100,7 @@ def test_traffic_leaves_nonfinite_samples_out() -> None:
     tensors["a"][1, 0, 0, 0] = np.inf
     traffic = TrafficStatistics(layout)
     traffic.count(3)
-    traffic.add(batch_statistics(layout, tensors, inputs))
+    traffic.add(BatchReducer(layout).reduce(RunOutputs(tensors), inputs))
     total = traffic.describe(layout.layers)
     assert (total["requests"], total["sampled"]) == (3, 3)
     before = total["layers"][0]["before"]
