@@ -1,4 +1,4 @@
-"""Networks from outside: one tiny configuration with random weights for each family that `transformers` has; nothing is downloaded."""
+"""Networks from outside: a tiny configuration with random weights of each family of `transformers`; nothing is downloaded."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -128,13 +128,15 @@ def build(name: str) -> OneOutput:
     torch.manual_seed(7)
     network = family.build()
     for module in network.modules():
-        if type(module).__name__ in NORM_CLASSES:
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            if getattr(module, "bias", None) is not None:
-                nn.init.normal_(module.bias, std=0.2)
-            if isinstance(module, nn.BatchNorm2d):
-                nn.init.normal_(module.running_mean, std=0.1)
-                nn.init.uniform_(module.running_var, 0.5, 2.0)
+        if type(module).__name__ not in NORM_CLASSES:
+            continue
+        tensors = dict(module.named_parameters()) | dict(module.named_buffers())
+        nn.init.uniform_(tensors["weight"], 0.5, 1.5)
+        if "bias" in tensors:
+            nn.init.normal_(tensors["bias"], std=0.2)
+        if "running_mean" in tensors:
+            nn.init.normal_(tensors["running_mean"], std=0.1)
+            nn.init.uniform_(tensors["running_var"], 0.5, 2.0)
     return OneOutput(network.eval(), tuple(family.axes), family.output).eval()
 
 

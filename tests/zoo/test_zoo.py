@@ -1,4 +1,4 @@
-"""Models from outside: whatever exporter wrote them, their normalizations and residual adds are found, and hold what torch computes.
+"""Models from outside: whatever exporter wrote them, their norms and residual adds are found, and hold what torch computes.
 
 `make test` takes the default exporter once for each family; `make test-zoo` both exporters and all opsets.
 """
