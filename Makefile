@@ -35,7 +35,7 @@ serve: $(VENV)/serve.stamp service/statistics/observe.so  ## serve both shipped 
 test: $(VENV)/test.stamp service/statistics/observe.so  ## run the tests
 	$(BIN)/python -m pytest
 
-test-zoo: $(VENV)/test.stamp service/statistics/reduce.so  ## run the tests of models from outside by both exporters, in all opsets (long)
+test-zoo: $(VENV)/test.stamp service/statistics/observe.so  ## run the tests of models from outside by both exporters, in all opsets (long)
 	$(BIN)/python -m pytest tests/zoo -m "zoo or not zoo"
 
 check: $(VENV)/test.stamp        ## format, lint and types
