@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 ARCHIVE_RESNET50 ?=
 ARCHIVE_ENCODER ?=
 
-.PHONY: serve test check format train bench bench-peers clean help
+.PHONY: serve test test-zoo check format train bench bench-peers clean help
 
 help:            ## list the commands
 	@grep -E '^[a-z-]+: .*##' Makefile | sed -E 's/:.*##/\t/'
@@ -34,6 +34,9 @@ serve: $(VENV)/serve.stamp service/statistics/observe.so  ## serve both shipped 
 
 test: $(VENV)/test.stamp service/statistics/observe.so  ## run the tests
 	$(BIN)/python -m pytest
+
+test-zoo: $(VENV)/test.stamp service/statistics/observe.so  ## run the tests of models from outside by both exporters, in all opsets (long)
+	$(BIN)/python -m pytest tests/zoo -m "zoo or not zoo"
 
 check: $(VENV)/test.stamp        ## format, lint and types
 	$(BIN)/ruff format --check .

@@ -18,10 +18,11 @@ from dataclasses import dataclass
 
 import onnx
 
-from models.instrument.graph import Graph
+from models.instrument.graph import Graph, value_inputs
 
 _PASSES = {
     "Reshape", "Transpose", "Slice", "Cast", "Dropout", "Pad", "Identity", "Flatten", "Squeeze", "Unsqueeze",
+    "CastLike",
 }  # fmt: skip
 _WEIGHTED = {"Conv", "MatMul", "Gemm", "Attention", "MultiHeadAttention", "GroupQueryAttention", "Einsum"}
 _PROJECTION_COMPANIONS = {
@@ -87,7 +88,7 @@ def _ancestors(graph: Graph, tensor: str) -> set[str]:
 def _sources(graph: Graph, tensor: str) -> Iterator[str]:
     node = graph.producer(tensor)
     if node is not None and node.op_type not in _EXTENTS:
-        yield from (name for name in node.input if name and not graph.is_constant(name))
+        yield from (name for name in value_inputs(node) if not graph.is_constant(name))
 
 
 def _walk_to_fork(graph: Graph, tensor: str, ancestors: set[str], projected: bool) -> tuple[str, int] | None:
@@ -104,7 +105,7 @@ def _walk_to_fork(graph: Graph, tensor: str, ancestors: set[str], projected: boo
             weighted += node.op_type in _WEIGHTED
             if weighted > 1 or not (is_bias or node.op_type in _WEIGHTED | _PROJECTION_COMPANIONS):
                 return None
-        data = [name for name in node.input if name and not graph.is_constant(name)]
+        data = [name for name in value_inputs(node) if not graph.is_constant(name)]
         if not data:
             return None
         if node.op_type in _WEIGHTED and len(data) != 1:  # a product of two activations projects nothing
