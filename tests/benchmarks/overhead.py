@@ -1,7 +1,8 @@
 """What the statistics cost: `python -m tests.benchmarks.overhead` prints ratios to the plain ONNX Runtime run of the same round.
 
 All variants of a row run one after the other in every round, so that a noisy machine disturbs them alike, each twice, of which the
-second run counts; the table shows the median of the ratios. The cost does not depend on the content: photos are noise, tokens are random, 13 in a sentence.
+second run counts; the table shows the median of the ratios. The cost does not depend on the content: photos are noise, tokens are
+random, 13 in a sentence.
 """
 
 import argparse
