@@ -10,6 +10,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from models.instrument.observers import SUMMARY, WANTED, channels_output
+from service.engine.arena import share_arena
 from service.engine.graph import PreparedGraph
 
 _SLOW_S = 0.005  # from here on the threads of a run gain more than handing work to them costs
@@ -49,6 +50,7 @@ class Session:
         # models take turns on the same cores: a pool that spins while idle would take them from the other
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3
+        share_arena(options)
         self._session = graph.load(options)
         self._taps = graph.taps
         self._outputs = [graph.output, *graph.taps]
