@@ -7,6 +7,7 @@
 | sends a head larger than `max_header_bytes` | 431 and the end of the connection |
 | sends what is not HTTP | 400 and the end of the connection |
 | does not complete the body within `body_timeout_s` after the head, or breaks its chunks | whoever reads it answers 408 or 400 |
+| sends more requests before the answer | they wait; after `_PIPELINED` of them nothing more is read until it is their turn |
 | goes away before the answer | the task of the request is cancelled, so that its work is dropped and its place given back |
 | asks for another protocol by `Upgrade` | the header is ignored; the parser alone would take the body for that protocol |
 | reads nothing of a large answer for `_STALLED_S` | the end of the connection |
@@ -39,6 +40,9 @@ from service.scope import BODY_ERROR, CLIENT_IS_GONE
 _STALLED_S = 60
 _LINGER_S = 2
 _LINGER_BYTES = 1 << 20
+# So many requests may wait behind the one in hand while we still read: who does not read does not see that the client is gone.
+# Each holds at most its head and the 64 KiB of its body after which uvicorn pauses.
+_PIPELINED = 8
 _INVALID = InvalidHttpError("the request is not HTTP/1.1", remedy="send a valid request")
 _LATE_HEAD = SlowRequestError(
     "the head of the request did not arrive in time", remedy="send it faster, or raise NORMSCOPE_HEADER_TIMEOUT_S"
@@ -188,6 +192,8 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._upgrades:
             return  # `_parse` gives the head to the parser again
         super().on_headers_complete()
+        if len(self.pipeline) <= _PIPELINED:
+            self.flow.resume_reading()
         self._in_head = False
         if not self._lifecycle.serving:
             self.close_after_answer()

@@ -194,6 +194,7 @@ def test_requests_behind_that_of_a_client_that_is_gone_never_begin(service: Serv
         two.sendall(b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n" % path.encode())
         two.sendall(b"Content-Length: %d\r\n\r\n%b" % (len(body), body))
         service.wait_until(lambda: service.find("text").depth == 1)
+        service.client.get("/livez")  # answered after what was sent before has been read
         two.close()
         service.wait_until(lambda: service.gone("/v1/models/{model}/predict") == 1)
         service.held.release()
