@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from models.statistics.layers import SampleStatistics
 from service.engine.inputs import Item, TensorInput
-from service.statistics.layers import SampleStatistics
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from models.artifact import Artifact
 from models.postprocessing import rank, softmax
+from models.statistics.layers import BatchReducer, RunOutputs, SampleStatistics, SideLayout
 from service.engine.batching import Batch, Batcher, BatchLimits, BatchResult, fail
 from service.engine.calls import Call, Job, Outcome
 from service.engine.counters import Counters
@@ -19,7 +20,6 @@ from service.engine.inputs import InputReader, Item, TensorInput
 from service.engine.session import Sessions
 from service.errors import DeadlineExceededError, InvalidRequestError, OverloadedError
 from service.settings import Settings
-from service.statistics.layers import BatchReducer, RunOutputs, SampleStatistics, SideLayout
 from service.statistics.sampling import Sampler
 from service.statistics.store import TrafficStatistics
 

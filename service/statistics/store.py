@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from models.artifact import Layer
-from service.statistics.layers import BatchStatistics, SideLayout, summary
-from service.statistics.moments import Floats, Moments
+from models.statistics.layers import BatchStatistics, SideLayout, summary
+from models.statistics.moments import Floats, Moments
 
 
 @dataclass

@@ -29,10 +29,10 @@ from torch import Tensor, nn
 
 from models.artifact import Artifact, load_artifact, write_manifest
 from models.preprocessing import ImagePreprocessing
+from models.statistics.layers import BatchReducer, BatchStatistics, RunOutputs, SideLayout
 from service.engine.graph import prepare
 from service.engine.session import Feed, Session
 from service.engine.threads import available_cpus
-from service.statistics.layers import BatchReducer, BatchStatistics, RunOutputs, SideLayout
 from tests.networks import network_of
 
 _SHIPPED = Path(__file__).parent.parent.parent / "models" / "artifacts"

@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from models.artifact import Layer
+from models.statistics.layers import BatchReducer, BatchStatistics, RunOutputs, SideLayout
+from models.statistics.moments import Moments
 from service.engine import graph as engine_graph
 from service.engine.graph import watch
 from service.engine.session import Session
-from service.statistics.layers import BatchReducer, BatchStatistics, RunOutputs, SideLayout
 from service.statistics.library import library
-from service.statistics.moments import Moments
 from tests.oracle import assert_pair, assert_side, expected_side
 
 Array = NDArray[Any]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from models.artifact import Layer
 from models.instrument.observers import FIELDS, LISTED, Observer, Pair, Reduction
-from service.statistics.moments import Activations, Floats, Moments, channel_moments, sample_dot
+from models.statistics.moments import Activations, Floats, Moments, channel_moments, sample_dot
 
 _RESIDUAL_ADD = "residual_add"
 _SHARED_ELEMENTS = 1 << 20  # of a run from which on several threads pay

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from service.statistics.moments import Moments, channel_moments, sample_dot
+from models.statistics.moments import Moments, channel_moments, sample_dot
 from tests.oracle import expected_side
 
 _VALUES = st.floats(-1e6, 1e6, width=32)

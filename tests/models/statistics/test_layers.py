@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 
 from models.artifact import Layer
-from service.statistics.layers import BatchReducer, RunOutputs, SideLayout
+from models.statistics.layers import BatchReducer, RunOutputs, SideLayout
 from service.statistics.store import TrafficStatistics
 from tests.oracle import assert_pair, assert_side
 
@@ -48,7 +48,7 @@ def activations(n: int = 3) -> tuple[Arrays, dict[str, NDArray[np.int64]]]:
 @pytest.mark.parametrize("threads", [None, 2])
 def test_each_sample_and_side_by_its_definition(threads: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stacked or alone, on one thread or two: every side of every sample is that of its own tensor."""
-    monkeypatch.setattr("service.statistics.layers._SHARED_ELEMENTS", 0)
+    monkeypatch.setattr("models.statistics.layers._SHARED_ELEMENTS", 0)
     layout = SideLayout((NORM, ADD, TOKENS))
     tensors, inputs = activations()
     with ThreadPoolExecutor(threads) as workers:
