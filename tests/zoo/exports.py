@@ -33,7 +33,7 @@ def export(network: OneOutput, name: str, exporter: Exporter, opset: int, path: 
             )  # fmt: skip
         else:
             if opset < _SDPA_OPSET:
-                network.network.set_attn_implementation("eager")
+                network.network.set_attn_implementation("eager")  # type: ignore[operator]  # transformers' own networks all have it
             torch.onnx.export(
                 network, example(name), path, dynamo=False, opset_version=opset, input_names=list(axes),
                 output_names=["output"], dynamic_axes={**{k: dict(v) for k, v in axes.items()}, "output": {0: "batch"}},
