@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 ARCHIVE_RESNET50 ?=
 ARCHIVE_ENCODER ?=
 
-.PHONY: serve test check format train bench bench-peers clean help
+.PHONY: serve test test-zoo check format train bench bench-peers clean help
 
 help:            ## list the commands
 	@grep -E '^[a-z-]+: .*##' Makefile | sed -E 's/:.*##/\t/'
@@ -26,14 +26,17 @@ $(VENV)/test.stamp: $(VENV)/serve.stamp
 	touch $@
 
 # without a compiler there is no library, and numpy does the same work
-service/statistics/reduce.so: service/statistics/reduce.c $(VENV)/serve.stamp
-	$(BIN)/python -m service.statistics.reduction
+service/statistics/observe.so: service/statistics/observe.c service/statistics/lanes.h service/statistics/onnxruntime_abi.h $(VENV)/serve.stamp
+	$(BIN)/python -m service.statistics.library
 
-serve: $(VENV)/serve.stamp service/statistics/reduce.so  ## serve both shipped models on http://127.0.0.1:8000 (settings: NORMSCOPE_...)
+serve: $(VENV)/serve.stamp service/statistics/observe.so  ## serve both shipped models on http://127.0.0.1:8000 (settings: NORMSCOPE_...)
 	$(BIN)/python -m service
 
-test: $(VENV)/test.stamp service/statistics/reduce.so  ## run the tests
+test: $(VENV)/test.stamp service/statistics/observe.so  ## run the tests
 	$(BIN)/python -m pytest
+
+test-zoo: $(VENV)/test.stamp service/statistics/observe.so  ## run the tests of models from outside by both exporters, in all opsets (long)
+	$(BIN)/python -m pytest tests/zoo -m "zoo or not zoo"
 
 check: $(VENV)/test.stamp        ## format, lint and types
 	$(BIN)/ruff format --check .
@@ -50,13 +53,13 @@ train: $(VENV)/test.stamp        ## train both models (hours on a CPU) and write
 	$(BIN)/python -m models train resnet50 --run runs/resnet50 $(if $(wildcard runs/resnet50/checkpoint.pt),--resume) $(if $(ARCHIVE_RESNET50),--archive $(ARCHIVE_RESNET50))
 	$(BIN)/python -m models export resnet50 --run runs/resnet50 $(if $(ARCHIVE_RESNET50),--archive $(ARCHIVE_RESNET50))
 
-bench: $(VENV)/test.stamp service/statistics/reduce.so  ## print the table of speeds
+bench: $(VENV)/test.stamp service/statistics/observe.so  ## print the table of speeds
 	$(BIN)/python -m tests.benchmarks.overhead
 
 # each peer gets an environment of its own under .bench; NORMSCOPE_CLINC150 and NORMSCOPE_IMAGENETTE name local data for real inputs
-bench-peers: $(VENV)/test.stamp service/statistics/reduce.so  ## measure beside LitServe, BentoML, MLServer and Ray Serve, then overload (an hour; needs wrk)
+bench-peers: $(VENV)/test.stamp service/statistics/observe.so  ## measure beside LitServe, BentoML, MLServer and Ray Serve, then overload (an hour; needs wrk)
 	$(BIN)/python -m tests.benchmarks.peers
 	$(BIN)/python -m tests.benchmarks.peers --overload
 
 clean:           ## remove the environment and caches
-	rm -rf $(VENV) .bench .pytest_cache .mypy_cache .ruff_cache *.egg-info service/statistics/reduce.so
+	rm -rf $(VENV) .bench .pytest_cache .mypy_cache .ruff_cache *.egg-info service/statistics/observe.so

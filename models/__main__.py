@@ -66,13 +66,23 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 
 def _inspect(arguments: argparse.Namespace) -> None:
-    from models.artifact import load_artifact
+    from models.artifact import Layer, load_artifact
+    from models.instrument.graph_file import read_graph, remarks
+    from models.instrument.probes import find_probes
 
-    layers = load_artifact(arguments.artifact).manifest.layers
+    said: list[str] = []
+    if arguments.artifact.is_file():
+        model = read_graph(arguments.artifact)
+        layers = [Layer.of(probe) for probe in find_probes(model)]
+        said = remarks(model, sum(layer.kind != "residual_add" for layer in layers))
+    else:
+        layers = load_artifact(arguments.artifact).manifest.layers
+    for remark in said:
+        print(f"note: {remark}", file=sys.stderr)
     if arguments.json:
         print(json.dumps([layer.model_dump(mode="json") for layer in layers], indent=1))
         return
-    width = max(len(layer.layer) for layer in layers)
+    width = max([len(layer.layer) for layer in layers], default=5)
     print(f"{'layer':{width}}  {'kind':14} {'shape':28} {'gamma mean+-std':20} beta mean+-std")
     for layer in layers:
         gamma, beta = (
@@ -123,8 +133,8 @@ def build_parser() -> argparse.ArgumentParser:
     archive_option(evaluate)
     evaluate.set_defaults(action=_evaluate)
 
-    inspect = commands.add_parser("inspect", help="print the probes of an artifact")
-    inspect.add_argument("artifact", type=Path, help="folder NAME/VERSION")
+    inspect = commands.add_parser("inspect", help="print the probes of an artifact, or of any ONNX model")
+    inspect.add_argument("artifact", type=Path, help="folder NAME/VERSION, or an ONNX file", metavar="ARTIFACT|MODEL.ONNX")
     inspect.add_argument("--json", action="store_true", help="as JSON")
     inspect.set_defaults(action=_inspect)
     return parser

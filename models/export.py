@@ -180,7 +180,7 @@ def _store_as_half(proto: onnx.ModelProto) -> None:
 
 def _check_norms(model: nn.Module, proto: onnx.ModelProto) -> None:
     expected = sorted(name for name, module in model.named_modules() if isinstance(module, _NORM_MODULES))
-    found = sorted(norm.node.name for norm in find_norms(Graph(proto)))
+    found = sorted(norm.name for norm in find_norms(Graph(proto)))
     if found != expected:
         raise ExportError(f"the network has the norms {expected}, the graph {found}; was it optimized?")
 

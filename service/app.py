@@ -69,7 +69,12 @@ def create_app(settings: Settings) -> FastAPI:
 
     telemetry = UNTRACED if tracing is None else tracing.fastapi_options
     app = OutermostMiddleware(
-        title="NormScope", version=_version(), description=_DESCRIPTION, lifespan=lifespan, telemetry=telemetry
+        title="NormScope",
+        version=_version(),
+        description=_DESCRIPTION,
+        lifespan=lifespan,
+        telemetry=telemetry,
+        redirect_slashes=False,  # clients that follow a redirect lose the body, others take it for an error
     )
     add_error_handlers(app)
     for module in (predict, models, compare, statistics, events, oip, health, home):

@@ -34,7 +34,15 @@ class NotAcceptableError(ServiceError):
 
 
 class SlowRequestError(ServiceError):
-    """The body did not arrive in time."""
+    """The head or the body did not arrive in time."""
+
+
+class InvalidHttpError(ServiceError):
+    """What came is not HTTP."""
+
+
+class HeadTooLargeError(ServiceError):
+    """The first line and the headers of the request are larger than the limit."""
 
 
 class BodyTooLargeError(ServiceError):
@@ -62,7 +70,7 @@ class LoadError(ServiceError):
 
 
 class ClientGoneError(ServiceError):
-    """The client closed the connection before the answer was ready; the work was dropped."""
+    """The client went away before the answer was ready; the work was dropped."""
 
 
 class OverloadedError(ServiceError):
@@ -82,6 +90,7 @@ class DeadlineExceededError(ServiceError):
 
 
 STATUSES: Mapping[type[Exception], int] = {
+    InvalidHttpError: 400,
     UnauthorizedError: 401,
     ForbiddenError: 403,
     UnknownModelError: 404,
@@ -97,6 +106,7 @@ STATUSES: Mapping[type[Exception], int] = {
     ModelRunError: 422,
     LoadError: 422,
     OverloadedError: 429,
+    HeadTooLargeError: 431,
     ClientGoneError: 499,
     NotOfferedError: 501,
     NotReadyError: 503,

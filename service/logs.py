@@ -31,6 +31,7 @@ def configure_logging(level: str, style: Literal["console", "json"]) -> None:
     handler.setFormatter(JsonFormatter() if style == "json" else ConsoleFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # else it warns of every broken body, without its id
 
 
 class ConsoleFormatter(logging.Formatter):

@@ -6,14 +6,16 @@
 | connects and sends nothing for that time | the end of the connection |
 | sends a head larger than `max_header_bytes` | 431 and the end of the connection |
 | sends what is not HTTP | 400 and the end of the connection |
-| does not complete the body within `body_timeout_s` after the head | whoever reads the body is told, and answers 408 |
+| does not complete the body within `body_timeout_s` after the head, or breaks its chunks | whoever reads it answers 408 or 400 |
+| sends more requests before the answer | they wait; after `_PIPELINED` of them nothing more is read until it is their turn |
+| goes away before the answer | the task of the request is cancelled, so that its work is dropped and its place given back |
+| asks for another protocol by `Upgrade` | the header is ignored; the parser alone would take the body for that protocol |
 | reads nothing of a large answer for `_STALLED_S` | the end of the connection |
 | leaves the connection idle between two requests | uvicorn ends it after 5 s |
 | asks a model whose queue is full | refused once the head is read, see `service.api.refusal` |
 
 The size of a body is bounded where it is read, in `service.api.bodies`. After 400, 431 and the 408 of a late head a little more is
-read and dropped: a connection that is closed with bytes unread is reset, and the client would lose the answer. These answers have
-no request id, because nothing has become a request.
+read and dropped: a connection that is closed with bytes unread is reset, and the client would lose the answer.
 
 None of it costs a usual request more than a few comparisons: timers run only for what has not come with the first packet.
 """
@@ -23,7 +25,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import orjson
+import httptools
 from uvicorn._types import ASGI3Application
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
@@ -31,21 +33,24 @@ from uvicorn.server import ServerState
 
 from service.api.refusal import EarlyRefusal, Refusal
 from service.cork import Cork
+from service.errors import HeadTooLargeError, InvalidHttpError, ServiceError, SlowRequestError
 from service.lifecycle import Lifecycle
-
-BODY_IS_LATE = "normscope.body_is_late"
-"""In the scope of a request whose body is late. The reader of the body wakes with an empty chunk."""
-CLIENT_IS_GONE = "normscope.client_is_gone"
-"""In the scope of a request whose connection has ended before its answer."""
+from service.scope import BODY_ERROR, CLIENT_IS_GONE
 
 _STALLED_S = 60
 _LINGER_S = 2
 _LINGER_BYTES = 1 << 20
-_REASONS = {
-    400: ("invalid_http", "the request is not HTTP/1.1", "send a valid request"),
-    408: ("slow_request", "the head of the request did not arrive in time", "send it faster, or raise NORMSCOPE_HEADER_TIMEOUT_S"),
-    431: ("head_too_large", "the head of the request is too large", "send fewer headers, or raise NORMSCOPE_MAX_HEADER_BYTES"),
-}
+# So many requests may wait behind the one in hand while we still read: who does not read does not see that the client is gone.
+# Each holds at most its head and the 64 KiB of its body after which uvicorn pauses.
+_PIPELINED = 8
+_INVALID = InvalidHttpError("the request is not HTTP/1.1", remedy="send a valid request")
+_LATE_HEAD = SlowRequestError(
+    "the head of the request did not arrive in time", remedy="send it faster, or raise NORMSCOPE_HEADER_TIMEOUT_S"
+)
+_LATE_BODY = SlowRequestError("the body did not arrive in time", remedy="send it faster, or raise NORMSCOPE_BODY_TIMEOUT_S")
+_LARGE_HEAD = HeadTooLargeError(
+    "the head of the request is too large", remedy="send fewer headers, or raise NORMSCOPE_MAX_HEADER_BYTES"
+)
 
 
 @dataclass(frozen=True)
@@ -104,6 +109,9 @@ class BoundedProtocol(HttpToolsProtocol):
         self._in_message = self._in_head = False
         self._head_bytes = 0  # of the head that is being read, but for what shares a packet with the request before it
         self._too_large = False
+        self._upgrades = False  # the head asks for another protocol
+        self._task: asyncio.Task[None] | None = None  # of the request that is worked on; others may wait behind it
+        self._working: RequestResponseCycle | None = None
         self._head_alarm = _Alarm(self.loop)
         self._body_alarm = _Alarm(self.loop)
         self._stall_alarm = _Alarm(self.loop)
@@ -121,8 +129,10 @@ class BoundedProtocol(HttpToolsProtocol):
         self._body_alarm.cancel()
         self._stall_alarm.cancel()
         self._linger_alarm.cancel()
-        if self.cycle is not None:
-            self.cycle.scope[CLIENT_IS_GONE] = True  # type: ignore[literal-required]  # as above
+        if self._task is not None and self._working is not None and not self._working.response_complete:
+            self._working.disconnected = True
+            self._working.scope[CLIENT_IS_GONE] = True  # type: ignore[literal-required]  # uvicorn's type has no room for others
+            self._task.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -133,12 +143,12 @@ class BoundedProtocol(HttpToolsProtocol):
             return
         if self._in_head or not self._in_message:
             self._head_bytes += len(data)
-        super().data_received(data)
+        self._parse(data)
         if self._dropped is not None:
             return
         if self._in_head:
             if self._head_bytes > self._limits.max_header_bytes:
-                self._give_up(431)
+                self._give_up(_LARGE_HEAD)
                 return
         elif self._in_message and not self._body_alarm:
             self._body_alarm.set(self._limits.body_timeout_s, self._body_is_late)
@@ -147,6 +157,21 @@ class BoundedProtocol(HttpToolsProtocol):
         if not self._head_alarm and not self.transport.is_closing():
             self._head_alarm.set(self._limits.header_timeout_s, self._head_is_late)
 
+    def _parse(self, data: bytes) -> None:
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserError:
+            self._give_up(_LARGE_HEAD if self._too_large else _INVALID)
+        except httptools.HttpParserUpgrade as upgrade:
+            if self._upgrades:  # else it is CONNECT, which has been answered
+                self._parse(self._head_without_upgrade() + data[upgrade.args[0] :])
+
+    def _head_without_upgrade(self) -> bytes:
+        lines = (b"%b: %b\r\n" % header for header in self.headers if header[0] != b"upgrade")
+        first = b"%b %b HTTP/%b\r\n" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
+        return b"".join([first, *lines, b"\r\n"])
+
     def on_message_begin(self) -> None:
         self._in_message = self._in_head = True
         super().on_message_begin()
@@ -154,21 +179,24 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         self._in_message = False
         self._body_alarm.cancel()
-        super().on_message_complete()
+        if not self._upgrades:
+            super().on_message_complete()
 
     def on_headers_complete(self) -> None:
-        self._in_head = False
         self._head_alarm.cancel()
         if self._head_bytes > self._limits.max_header_bytes and self._head_size() > self._limits.max_header_bytes:
             self._too_large = True
             raise _HeadTooLargeError
         self._head_bytes = 0
+        self._upgrades = self.parser.should_upgrade() and any(name == b"upgrade" for name, _ in self.headers)
+        if self._upgrades:
+            return  # `_parse` gives the head to the parser again
         super().on_headers_complete()
+        if len(self.pipeline) <= _PIPELINED:
+            self.flow.resume_reading()
+        self._in_head = False
         if not self._lifecycle.serving:
             self.close_after_answer()
-
-    def send_400_response(self, msg: str) -> None:
-        self._give_up(431 if self._too_large else 400)
 
     def close_after_answer(self) -> None:
         """Makes the answer to the request in hand, if there is one, the last of the connection."""
@@ -191,7 +219,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.cycle is not None and not self.cycle.response_complete:  # the next head waits behind an answer of ours
             self._head_alarm.set(self._limits.header_timeout_s, self._head_is_late)
         elif self._in_head:
-            self._give_up(408)
+            self._give_up(_LATE_HEAD)
         else:
             self.transport.close()
 
@@ -199,27 +227,34 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.cycle.response_complete:
             self.transport.close()
             return
-        self.cycle.scope[BODY_IS_LATE] = True  # type: ignore[literal-required]  # uvicorn's type has no room for others' keys
+        self._tell_reader(_LATE_BODY)
+
+    def _tell_reader(self, error: ServiceError) -> None:
+        self.cycle.scope[BODY_ERROR] = error  # type: ignore[literal-required]  # as above
         self.cycle.message_event.set()
 
-    def _give_up(self, status: int) -> None:
+    def _give_up(self, error: ServiceError) -> None:
         self._dropped = 0
         self._head_alarm.cancel()
+        self._body_alarm.cancel()
         if self.transport.is_closing():
             return
-        if self.cycle is not None and not self.cycle.response_complete:  # an answer of another request is half sent
-            self.transport.close()
+        if self.cycle is None or self.cycle.response_complete:
+            known = (self.url, self.headers) if self._in_head else (b"", [])
+            self._write_last(self._refuse.of_broken(*known, error))
             return
-        body = _reason(status)
-        headers = ((b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)))
-        self._write_last(Refusal(status, headers, body))
+        if self._in_message and not self._in_head:
+            self._tell_reader(error)
+        self.close_after_answer()  # to the request in hand; what follows it gets none
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         refusal = self._refuse(cycle.scope)  # type: ignore[arg-type]  # uvicorn's own type of a scope
         if refusal is None:
             self._cork = Cork(self.transport, self.loop)
             cycle.transport = self._cork  # type: ignore[assignment]  # has what the cycle uses
-            super()._start_asgi_task(cycle, app)
+            self._working, self._task = cycle, self.loop.create_task(cycle.run_asgi(app))
+            self._task.add_done_callback(self.tasks.discard)
+            self.tasks.add(self._task)
             return
         cycle.response_started = cycle.response_complete = True
         if cycle.keep_alive and self._lifecycle.serving:  # the body, if there is more of it, is read and dropped
@@ -237,7 +272,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self.transport.write(b"".join([STATUS_LINE[answer.status], *lines, b"\r\n", answer.body]))
 
     def _write_last(self, answer: Refusal) -> None:
-        self._write(answer, (b"connection", b"close"))
+        self._write(answer, *([] if (b"connection", b"close") in answer.headers else [(b"connection", b"close")]))
         self.transport.write_eof()
         self._linger_alarm.set(_LINGER_S, self.transport.close)
 
@@ -248,8 +283,3 @@ class BoundedProtocol(HttpToolsProtocol):
             return
         self._unsent = unsent
         self._stall_alarm.set(_STALLED_S, self._check_progress)
-
-
-def _reason(status: int) -> bytes:
-    code, message, remedy = _REASONS[status]
-    return orjson.dumps({"error": {"code": code, "message": message, "value": None, "limit": None, "remedy": remedy}})

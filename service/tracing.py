@@ -6,12 +6,14 @@ than OTLP over HTTP, the service says so once and runs without traces. Everythin
 variables: OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES, OTEL_TRACES_SAMPLER, OTEL_EXPORTER_OTLP_HEADERS, OTEL_BSP_... and others.
 
 FastAPI opens a span for each request, below that of the client if `traceparent` names one. This module adds route, model and
-request id, and below it one span for each of preparing, queue and inference. Health checks and /metrics have no spans.
+request id, and below it one span for each of preparing, queue and inference. A request over gRPC, also each of a stream, has a span
+of the same kind that is opened here. Health checks and /metrics have no spans.
 """
 
 import logging
 import time
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from service.engine.model import Timing
@@ -31,9 +33,9 @@ class Tracing:
 
     def __init__(self, provider: "TracerProvider") -> None:
         # the packages of the extra may be missing, and a process without traces need not load them
-        from opentelemetry import trace
+        from opentelemetry import propagate, trace
 
-        self._provider, self._current_span = provider, trace.get_current_span
+        self._provider, self._trace, self._propagate = provider, trace, propagate
         self._tracer = provider.get_tracer("normscope")
 
     @property
@@ -49,7 +51,7 @@ class Tracing:
 
     def describe_request(self, method: str, route: str, model: str, identity: str) -> None:
         """Names the span by its route, and adds the model and the id of the request; before the answer is sent."""
-        span = self._current_span()
+        span = self._trace.get_current_span()
         if not span.is_recording():
             return
         span.set_attribute("normscope.request_id", identity)
@@ -59,9 +61,37 @@ class Tracing:
         if model:
             span.set_attribute("normscope.model", model)
 
+    @contextmanager
+    def open_call(self, method: str, metadata: Mapping[str, str]) -> Iterator[None]:
+        """Around a request over gRPC: opens its span, below that of the client if `metadata` name one.
+
+        Source: the semantic conventions of OpenTelemetry for gRPC.
+        """
+        with self._tracer.start_as_current_span(
+            method,
+            self._propagate.extract(metadata),
+            self._trace.SpanKind.SERVER,
+            {"rpc.system.name": "grpc", "rpc.method": method},
+            record_exception=False,
+            set_status_on_exception=False,
+        ):
+            yield
+
+    def describe_call(self, model: str, identity: str, code: str, *, failed: bool) -> None:
+        """Adds to the span of `open_call` how it ends; `failed` if the code tells of a fault that is not the client's."""
+        span = self._trace.get_current_span()
+        if not span.is_recording():
+            return
+        span.set_attributes({"normscope.request_id": identity, "rpc.response.status_code": code})
+        if model:
+            span.set_attribute("normscope.model", model)
+        if failed:
+            span.set_attribute("error.type", code)
+            span.set_status(self._trace.StatusCode.ERROR)
+
     def observe_inference(self, timing: Timing) -> None:
         """Adds the phases of a prediction that has just been made."""
-        if not self._current_span().is_recording():
+        if not self._trace.get_current_span().is_recording():
             return
         phases = {
             "prepare": timing.input_ns,

@@ -11,7 +11,7 @@ from service.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 _TRAINING_ONLY = {"torch", "onnxscript", "onnx_ir", "tqdm"}
-_SHARED = ("models.artifact", "models.preprocessing", "models.postprocessing", "models.instrument")
+_SHARED = ("models.artifact", "models.preprocessing", "models.postprocessing", "models.instrument", "models.statistics")
 
 
 def imports_of(path: Path) -> set[str]:
@@ -42,7 +42,7 @@ def test_what_needs_no_training_imports_no_torch(command: str) -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "service").rglob("*.py")), ids=lambda path: path.name)
 def test_service_takes_only_the_contract_from_models(path: Path) -> None:
-    """Of `models` the service imports the artifact, pre- and postprocessing and the instrumentation, nothing else."""
+    """Of `models` the service imports the artifact, pre- and postprocessing, instrumentation and statistics, nothing else."""
     foreign = {name for name in imports_of(path) if name.startswith("models") and not name.startswith(_SHARED)}
     assert not foreign
 

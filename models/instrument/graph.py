@@ -7,6 +7,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+_MAX_COMPUTED = 1 << 16  # elements of an operand that is worth computing with: axes, exponents, parameters of a norm
+
 Dimension = int | str | None
 """One extent: a number, the name of a dynamic dimension, or None where it is unknown."""
 
@@ -19,6 +21,11 @@ def attribute(node: onnx.NodeProto, name: str, default: object = None) -> object
     return default
 
 
+def value_inputs(node: onnx.NodeProto) -> list[str]:
+    """The inputs that a node computes values from; of CastLike only the first, the other merely tells a type."""
+    return [name for name in (node.input[:1] if node.op_type == "CastLike" else node.input) if name]
+
+
 class Graph:
     """Read-only lookups on the main graph of a model; subgraphs (If, Loop) are not entered."""
 
@@ -27,6 +34,11 @@ class Graph:
         self._positions = {name: i for i, node in enumerate(self.nodes) for name in node.output}
         self._initializers = {tensor.name: tensor for tensor in model.graph.initializer}
         self._producers = {name: node for node in self.nodes for name in node.output if name}
+        self._readers: dict[str, list[onnx.NodeProto]] = {}
+        for node in self.nodes:
+            for name in dict.fromkeys(node.input):
+                self._readers.setdefault(name, []).append(node)
+        self._opsets = {opset.domain: opset.version for opset in model.opset_import}
         self._constant: dict[str, bool] = {}
         values = [*model.graph.input, *model.graph.value_info, *model.graph.output]
         self._shapes = {value.name: _shape(value) for value in values}
@@ -34,6 +46,10 @@ class Graph:
     def producer(self, tensor: str) -> onnx.NodeProto | None:
         """The node that makes a tensor; None for inputs and initializers."""
         return self._producers.get(tensor)
+
+    def readers(self, tensor: str) -> Sequence[onnx.NodeProto]:
+        """The nodes that take a tensor as input, in the order of execution."""
+        return self._readers.get(tensor, ())
 
     def position(self, node: onnx.NodeProto) -> int:
         """The place of a node in the order of execution."""
@@ -53,30 +69,54 @@ class Graph:
                 pending.pop()
             elif node is None:
                 self._constant[name] = name in self._initializers
-            elif unknown := [source for source in node.input if source and source not in self._constant]:
+            elif unknown := [source for source in value_inputs(node) if source not in self._constant]:
                 pending.extend(unknown)
             else:
-                self._constant[name] = all(self._constant[source] for source in node.input if source)
+                self._constant[name] = all(self._constant[source] for source in value_inputs(node))
         return self._constant[tensor]
 
     def constant(self, tensor: str) -> NDArray[np.generic] | None:
-        """The value of an initializer, a Constant, or a Cast or Identity of one; else None."""
+        """The value of an initializer, or of what the graph computes from small ones alone; else None."""
         if tensor in self._initializers:
-            return np.asarray(numpy_helper.to_array(self._initializers[tensor]))
+            return self._initializer(tensor)
         node = self.producer(tensor)
-        if node is None:
+        if node is None or not self.is_constant(tensor):
             return None
         if node.op_type == "Constant":
-            value = attribute(node, "value")
-            return np.asarray(numpy_helper.to_array(value)) if isinstance(value, onnx.TensorProto) else None
-        if node.op_type in ("Cast", "Identity"):
-            source = self.constant(node.input[0])
-            if source is None or node.op_type == "Identity":
-                return source
-            to = attribute(node, "to")
+            return _value(node)
+        if node.op_type in ("Identity", "CastLike"):  # for a value it does not matter as which type it is stored
+            return self.constant(node.input[0])
+        if node.op_type == "Cast":
+            source, to = self.constant(node.input[0]), attribute(node, "to")
             assert isinstance(to, int)  # the operator requires it
-            return source.astype(onnx.helper.tensor_dtype_to_np_dtype(to))
-        return None
+            return None if source is None else source.astype(onnx.helper.tensor_dtype_to_np_dtype(to))
+        return self._computed(node)
+
+    def _initializer(self, name: str) -> NDArray[np.generic] | None:
+        tensor = self._initializers[name]
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:  # large: whoever read the model has left it in its file
+            return None
+        return np.asarray(numpy_helper.to_array(tensor))
+
+    def _computed(self, node: onnx.NodeProto) -> NDArray[np.generic] | None:
+        inputs = {name: self.constant(name) for name in node.input if name}
+        if any(value is None or value.size > _MAX_COMPUTED for value in inputs.values()):
+            return None
+        from onnx.reference import ReferenceEvaluator  # slow to import, and rarely needed
+
+        try:
+            (value, *_) = ReferenceEvaluator(node, opsets=self._opsets).run(None, inputs)
+        except Exception:  # an operator that the evaluator does not know, or cannot run: then the value is not known
+            return None
+        return np.asarray(value)
+
+
+def _value(constant: onnx.NodeProto) -> NDArray[np.generic] | None:
+    """The value of a Constant in any of its forms; None for text and for sparse tensors."""
+    (content,) = (onnx.helper.get_attribute_value(form) for form in constant.attribute)  # exactly one, by the schema
+    if isinstance(content, onnx.TensorProto):
+        return np.asarray(numpy_helper.to_array(content))
+    return np.asarray(content) if isinstance(content, (int, float, list)) else None
 
 
 def _shape(value: onnx.ValueInfoProto) -> list[Dimension] | None:

@@ -15,6 +15,7 @@ import onnx
 from numpy.typing import NDArray
 
 from models.instrument.graph import Graph, attribute
+from models.instrument.naming import module_path
 
 NormKind = Literal["batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm"]
 
@@ -34,14 +35,18 @@ _OPERATORS = {
     "InstanceNormalization": _Operator("instance_norm", last_axis=False, gamma=1, beta=2),
     "RMSNormalization": _Operator("rms_norm", last_axis=True, gamma=1, beta=None),
 }
-_DEFAULT_EPSILON = 1e-5  # of all five operators, by the ONNX specification
+DEFAULT_EPSILON = 1e-5  # of all five operators, by the ONNX specification
 
 
 @dataclass(frozen=True)
 class Norm:
-    """One normalization: its node, the tensors on both sides and its parameters (None where the graph computes them)."""
+    """One normalization: its nodes, of which the last makes its output, its name, the tensors on both sides and its parameters.
 
-    node: onnx.NodeProto
+    Parameters are None where the graph computes them, or has none.
+    """
+
+    nodes: tuple[onnx.NodeProto, ...]
+    name: str
     kind: NormKind
     before: str
     after: str
@@ -57,10 +62,11 @@ def find_norms(graph: Graph) -> list[Norm]:
 
 
 def _norm(graph: Graph, node: onnx.NodeProto, operator: _Operator) -> Norm:
-    epsilon = attribute(node, "epsilon", _DEFAULT_EPSILON)
+    epsilon = attribute(node, "epsilon", DEFAULT_EPSILON)
     assert isinstance(epsilon, float)  # by the operator's schema
     return Norm(
-        node=node,
+        nodes=(node,),
+        name=module_path([node]),
         kind=operator.kind,
         before=node.input[0],
         after=node.output[0],

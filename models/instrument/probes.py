@@ -1,14 +1,17 @@
 """The probes of a graph: every normalization and residual add, in the order of execution, with the tensors of its sides."""
 
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from models.instrument.decomposed_norms import find_decomposed_norms
 from models.instrument.graph import Dimension, Graph
+from models.instrument.naming import sum_name
 from models.instrument.norms import Norm, NormKind, find_norms
 from models.instrument.residual_adds import find_residual_adds
 
@@ -20,7 +23,7 @@ class Probe:
     """One place in the graph.
 
     Attributes:
-        layer: the name of the node, unique in the graph.
+        layer: the name of the node or the path of its module, unique in the graph.
         kind: which normalization, or `residual_add`.
         tensors: side -> name of the tensor; `before`, `after`, or `identity`, `residual`, `sum`.
         shape: extents of these tensors, the batch first; None where shape inference does not know.
@@ -57,27 +60,44 @@ def find_probes(model: onnx.ModelProto, extents: Mapping[str, int] | None = None
         extents: known values of dynamic input dimensions, by name, for the shapes that are reported.
     """
     graph = Graph(infer_shapes(model, extents or {}))
-    norms = find_norms(graph)
-    entries: list[tuple[int, Probe]] = [(graph.position(norm.node), _norm_probe(graph, norm)) for norm in norms]
+    norms = _all_norms(graph)
+    entries: list[tuple[int, Probe]] = [(graph.position(norm.nodes[-1]), _norm_probe(graph, norm)) for norm in norms]
     for add in find_residual_adds(graph):
         position = graph.position(add.node)
-        nearest = min(norms, key=lambda norm: abs(graph.position(norm.node) - position), default=None)
+        nearest = min(norms, key=lambda norm: abs(graph.position(norm.nodes[-1]) - position), default=None)
         shape = graph.shape(add.sum)
         probe = Probe(
-            layer=add.node.name,
+            layer=sum_name(add.node),
             kind="residual_add",
             tensors={"identity": add.identity, "residual": add.residual, "sum": add.sum},
             shape=shape,
             channel_axis=_channel_axis(shape, last_axis=nearest is not None and nearest.last_axis),
         )
         entries.append((position, probe))
-    return [probe for _, probe in sorted(entries, key=lambda entry: entry[0])]
+    return _with_unique_names([probe for _, probe in sorted(entries, key=lambda entry: entry[0])])
+
+
+def _all_norms(graph: Graph) -> list[Norm]:
+    written_out = find_decomposed_norms(graph)
+    parts = {node.output[0] for norm in written_out for node in norm.nodes}
+    return [*(norm for norm in find_norms(graph) if norm.after not in parts), *written_out]
+
+
+def _with_unique_names(probes: list[Probe]) -> list[Probe]:
+    """Modules that are called several times, and nodes of the same name, are numbered from the second on: `norm`, `norm.2`."""
+    counts = Counter[str]()
+    unique = []
+    for probe in probes:
+        counts[probe.layer] += 1
+        count = counts[probe.layer]
+        unique.append(probe if count == 1 else replace(probe, layer=f"{probe.layer}.{count}"))
+    return unique
 
 
 def _norm_probe(graph: Graph, norm: Norm) -> Probe:
     shape = graph.shape(norm.before)
     return Probe(
-        layer=norm.node.name,
+        layer=norm.name,
         kind=norm.kind,
         tensors={"before": norm.before, "after": norm.after},
         shape=shape,

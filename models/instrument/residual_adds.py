@@ -9,6 +9,8 @@ Rules, for an Add of two tensors that both depend on the input (so no bias):
     4. No Resize or transposed convolution lies on that way: lateral sums of feature pyramids join two scales, not a residual.
     5. Where both sides qualify, the identity wins over the projection, then the shorter walk.
     6. Shape and Size end a walk: they carry extents, not activations, so attention masks built from them share no fork.
+    7. A sum that goes into a Softmax alone, be it through further sums, is made of attention scores: what is added is a mask or
+       a bias, even where an earlier layer has used the same, which makes it an ancestor of the scores.
 """
 
 from collections.abc import Iterator
@@ -16,10 +18,11 @@ from dataclasses import dataclass
 
 import onnx
 
-from models.instrument.graph import Graph
+from models.instrument.graph import Graph, value_inputs
 
 _PASSES = {
     "Reshape", "Transpose", "Slice", "Cast", "Dropout", "Pad", "Identity", "Flatten", "Squeeze", "Unsqueeze",
+    "CastLike",
 }  # fmt: skip
 _WEIGHTED = {"Conv", "MatMul", "Gemm", "Attention", "MultiHeadAttention", "GroupQueryAttention", "Einsum"}
 _PROJECTION_COMPANIONS = {
@@ -46,7 +49,7 @@ def find_residual_adds(graph: Graph) -> list[ResidualAdd]:
 
 
 def _residual_add(graph: Graph, node: onnx.NodeProto) -> ResidualAdd | None:
-    if any(graph.is_constant(name) for name in node.input):
+    if any(graph.is_constant(name) for name in node.input) or _makes_scores(graph, node):
         return None
     candidates = []
     for identity, residual in (node.input, reversed(node.input)):
@@ -60,6 +63,14 @@ def _residual_add(graph: Graph, node: onnx.NodeProto) -> ResidualAdd | None:
         if _is_residual_branch(graph, residual, fork):
             return ResidualAdd(node, identity, residual, node.output[0])
     return None
+
+
+def _makes_scores(graph: Graph, node: onnx.NodeProto) -> bool:
+    """Rule 7."""
+    readers = graph.readers(node.output[0])
+    while len(readers) == 1 and readers[0].op_type in _PASSES | {"Add"}:
+        readers = graph.readers(readers[0].output[0])
+    return len(readers) == 1 and readers[0].op_type == "Softmax"
 
 
 def _ancestors(graph: Graph, tensor: str) -> set[str]:
@@ -77,7 +88,7 @@ def _ancestors(graph: Graph, tensor: str) -> set[str]:
 def _sources(graph: Graph, tensor: str) -> Iterator[str]:
     node = graph.producer(tensor)
     if node is not None and node.op_type not in _EXTENTS:
-        yield from (name for name in node.input if name and not graph.is_constant(name))
+        yield from (name for name in value_inputs(node) if not graph.is_constant(name))
 
 
 def _walk_to_fork(graph: Graph, tensor: str, ancestors: set[str], projected: bool) -> tuple[str, int] | None:
@@ -94,7 +105,7 @@ def _walk_to_fork(graph: Graph, tensor: str, ancestors: set[str], projected: boo
             weighted += node.op_type in _WEIGHTED
             if weighted > 1 or not (is_bias or node.op_type in _WEIGHTED | _PROJECTION_COMPANIONS):
                 return None
-        data = [name for name in node.input if name and not graph.is_constant(name)]
+        data = [name for name in value_inputs(node) if not graph.is_constant(name)]
         if not data:
             return None
         if node.op_type in _WEIGHTED and len(data) != 1:  # a product of two activations projects nothing

@@ -2,6 +2,7 @@
 
 import logging
 import re
+import reprlib
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -27,6 +28,10 @@ from service.errors import (
 _log = logging.getLogger("normscope")
 _RETRY_AFTER = {"Retry-After": "1"}  # seconds
 _CLOSE = {"Connection": "close"}  # what is left of the body would be read as the next request
+_MAX_VALUE = 200
+_SHORT = reprlib.Repr()
+_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 20
+_SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = _MAX_VALUE
 _HEADERS: Mapping[type[Exception], Mapping[str, str]] = {
     OverloadedError: _RETRY_AFTER,
     NotReadyError: _RETRY_AFTER,
@@ -55,10 +60,16 @@ def error_answer(path: str, error: ServiceError | InvalidInputError) -> Response
     """A known error as the part of the API that `path` belongs to tells it: statuses, shape and headers."""
     statuses = OIP_STATUSES if speaks_oip(path) else STATUSES
     status = next(statuses[kind] for kind in type(error).__mro__ if kind in statuses)
-    value = error.value if len(str(error.value)) <= 200 else str(error.value)[:200] + "..."
-    detail = ErrorDetail(code=_code(error), message=str(error), value=value, limit=error.limit, remedy=error.remedy)
+    detail = ErrorDetail(code=_code(error), message=str(error), value=_shown(error.value), limit=error.limit, remedy=error.remedy)
     headers = next((headers for kind, headers in _HEADERS.items() if isinstance(error, kind)), None)
     return _error(path, status, detail, headers)
+
+
+def _shown(value: object) -> object:
+    """The value itself if it is short, else its beginning; clients send lists that are too long or too deep for Python to print."""
+    text = value if isinstance(value, str) else _SHORT.repr(value)
+    whole = len(text) <= _MAX_VALUE and (isinstance(value, str) or "..." not in text)  # which stands for what is left out
+    return value if whole else f"{text[:_MAX_VALUE]}..."
 
 
 def _error(path: str, status: int, detail: ErrorDetail, headers: Mapping[str, str] | None = None) -> Response:

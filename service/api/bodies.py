@@ -10,13 +10,20 @@ from typing import Any
 import orjson
 from fastapi import Request
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import Headers, UploadFile
+from starlette.datastructures import FormData, Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
 from models.artifact import Manifest
-from service.errors import BodyTooLargeError, InvalidRequestError, SlowRequestError, UnsupportedMediaTypeError
-from service.protocol import BODY_IS_LATE
+from service.errors import (
+    BodyTooLargeError,
+    InvalidHttpError,
+    InvalidRequestError,
+    ServiceError,
+    SlowRequestError,
+    UnsupportedMediaTypeError,
+)
+from service.scope import BODY_ERROR
 from service.settings import Settings
 
 _IMAGE_TYPES = "an image/* body, multipart/form-data with `image` parts, or application/json"
@@ -32,7 +39,7 @@ async def read_inputs(request: Request, manifest: Manifest, settings: Settings) 
 
     Raises:
         UnsupportedMediaTypeError: a Content-Type that the model does not read.
-        BodyTooLargeError, SlowRequestError, ClientDisconnect: see `read_body`.
+        BodyTooLargeError, SlowRequestError, InvalidHttpError, ClientDisconnect: see `read_body`.
         InvalidRequestError: broken JSON, multipart or base64, no input, too many.
     """
     takes_images = manifest.task == "image-classification"
@@ -70,6 +77,7 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
     Raises:
         BodyTooLargeError: more than `max_bytes`.
         SlowRequestError: it did not come in time.
+        InvalidHttpError: what came in its place is not HTTP.
         ClientDisconnect: the client went away before its end.
     """
     declared = request.headers.get("content-length", "")
@@ -97,14 +105,15 @@ async def _receive(request: Request) -> tuple[bytes, bool]:
     if message["type"] == "http.disconnect":
         raise ClientDisconnect
     more = message.get("more_body", False)
-    if more and BODY_IS_LATE in request.scope:
-        raise SlowRequestError("the body did not arrive in time", remedy="send it faster, or raise NORMSCOPE_BODY_TIMEOUT_S")
+    error = request.scope.get(BODY_ERROR)
+    if more and isinstance(error, ServiceError):
+        raise error
     return message.get("body", b""), more
 
 
 async def _drop_rest(request: Request) -> None:
     dropped, more = 0, True
-    with contextlib.suppress(TimeoutError, SlowRequestError):
+    with contextlib.suppress(TimeoutError, SlowRequestError, InvalidHttpError):
         async with asyncio.timeout(_DROPPED_S):
             while more and dropped < _DROPPED_BYTES:
                 chunk, more = await _receive(request)
@@ -178,8 +187,25 @@ def from_base64(index: int, text: str) -> bytes:
         ) from None
 
 
-class _InMemoryParser(MultiPartParser):
-    spool_max_size = 1 << 40  # never to a file: the body is in memory already, and the disk may be read-only
+class _WholeParser(MultiPartParser):
+    """Parses a body that is in memory already, and takes none whose end is missing."""
+
+    spool_max_size = 1 << 40  # never to a file: the disk may be read-only
+    _ended = False
+
+    def on_end(self) -> None:
+        self._ended = True
+
+    async def parse(self) -> FormData:
+        try:
+            form = await super().parse()
+            if not self._ended:
+                raise MultiPartException("the last boundary is missing")
+        except BaseException:
+            for file in self._files_to_close_on_error:  # of parts without an end, too
+                file.close()
+            raise
+        return form
 
 
 async def _multipart_images(headers: Headers, body: bytes) -> list[bytes]:
@@ -189,7 +215,7 @@ async def _multipart_images(headers: Headers, body: bytes) -> list[bytes]:
             yield body[start : start + _MULTIPART_PART]
 
     try:
-        form = await _InMemoryParser(headers, stream(), max_files=10_000).parse()
+        form = await _WholeParser(headers, stream(), max_files=10_000).parse()
     except (MultiPartException, KeyError, ValueError) as error:
         raise InvalidRequestError(
             f"the multipart body is broken ({getattr(error, 'message', error)!s})",

@@ -7,6 +7,7 @@ import numpy as np
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
+from models.statistics.moments import Floats, Moments
 from service.api.answers import documented_errors, json_answer
 from service.api.layers import MAX_PATTERN_LENGTH, choose_layers
 from service.api.query import LAYERS_HELP
@@ -18,7 +19,6 @@ from service.errors import InvalidRequestError
 from service.state import State
 from service.statistics.comparison import Comparison, compare
 from service.statistics.history import Period
-from service.statistics.moments import Floats, Moments
 
 router = APIRouter(prefix="/v1/models", tags=["statistics"])
 

@@ -16,9 +16,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.answers import answer_error
 from service.engine.repository import Repository
-from service.errors import NotReadyError
+from service.errors import ClientGoneError, NotReadyError, ServiceError
 from service.logs import FIELDS, request_id
 from service.metrics import Metrics
+from service.scope import CLIENT_IS_GONE
 from service.tracing import Tracing
 
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
@@ -86,11 +87,16 @@ class ObservedRequests:
             await self._app(scope, receive, observed_send)
         except (Exception, asyncio.CancelledError) as error:
             if not status:  # else it was answered, or uvicorn closes the connection: what has begun cannot be taken back
-                stopped = NotReadyError("the service stopped before the answer was ready", remedy="send the request again")
-                response = await answer_error(Request(scope), stopped if isinstance(error, asyncio.CancelledError) else error)
+                response = await answer_error(Request(scope), error if isinstance(error, Exception) else _why_cancelled(scope))
                 await response(scope, receive, observed_send)
         finally:
             self._observer.report(scope, status or 500, time.perf_counter() - start)
+
+
+def _why_cancelled(scope: Scope) -> ServiceError:
+    if CLIENT_IS_GONE in scope:
+        return ClientGoneError("the client went away before the answer was ready", remedy="nobody reads this")
+    return NotReadyError("the service stopped before the answer was ready", remedy="send the request again")
 
 
 def _level(status: int) -> int:

@@ -15,7 +15,6 @@ from service.api.query import PredictQuery, documented_query, read_query
 from service.api.schemas import JsonInputs, Level, PredictAnswer
 from service.engine.calls import Outcome
 from service.errors import TooManyValuesError
-from service.protocol import CLIENT_IS_GONE
 from service.state import State
 
 _STATISTICS = 9  # of one side, see SideStatistics
@@ -62,8 +61,8 @@ async def predict(request: Request, model: str) -> Response:
         outcomes, timing = await served.predict(
             inputs,
             statistics=query.statistics != "none",
+            channels=query.statistics == "channels",
             timeout_s=None if query.timeout_ms is None else query.timeout_ms / 1000,
-            gone=lambda: CLIENT_IS_GONE in request.scope,
         )
     state.observe_inference(manifest.name, timing)
     describe = partial(_describe, manifest.labels, query, chosen)

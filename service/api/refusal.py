@@ -1,8 +1,8 @@
-"""Overload: refuses a request to a model whose queue is full as soon as its head has been read.
+"""Refusals that the connection (`service.protocol`) writes at once, without a task: overload, and what is not a request.
 
-Under a load of many times the capacity nearly all requests are refused, so a refusal must cost next to nothing: it makes no task,
-waits for no body and is written at once by the connection (`service.protocol`). It is the answer that the route itself gives when
-the queue is full, with its id, in the metrics and in the access log; only a span it has none.
+Under a load of many times the capacity nearly all requests are refused, so a refusal must cost next to nothing: a request to a
+model whose queue is full is refused as soon as its head has been read. It gets the answer that the route itself gives when the
+queue is full. All refusals have an id and are in the metrics and in the access log; only spans they have none.
 """
 
 import time
@@ -31,7 +31,7 @@ class Refusal:
 
 
 class EarlyRefusal:
-    """Decides by the head of a request; only the hot routes have queues."""
+    """Decides by the head of a request; only the hot routes have queues. Words the answer to what has no whole head, too."""
 
     def __init__(self, hot: HotRoutes, repository: Repository, observer: Observer, lifecycle: Lifecycle, keys: Keys | None) -> None:
         self._hot, self._repository, self._observer = hot, repository, observer
@@ -53,9 +53,24 @@ class EarlyRefusal:
             return None
         if any(name == b"origin" for name, _ in scope["headers"]):  # a browser may need more headers than these
             return None
+        return self._identified(scope, self._render(scope["path"], overload), start)
+
+    def of_broken(self, target: bytes, headers: list[tuple[bytes, bytes]], error: ServiceError) -> Refusal:
+        """The answer to a head that cannot be read to its end, in the shape of the API that it was for.
+
+        Args:
+            target: path and query, as far as they came.
+            headers: as far as they came, names in lower case.
+            error: what is wrong.
+        """
+        start = time.perf_counter()
+        path = str(target.partition(b"?")[0], "latin-1")
+        scope = {"method": "", "path": path, "headers": headers}  # which method is not known for sure
+        return self._identified(scope, _refusal(path, error), start)
+
+    def _identified(self, scope: Scope, refusal: Refusal, start: float) -> Refusal:
         identity = self._observer.identity(scope)
         request_id.set(identity)
-        refusal = self._render(scope["path"], overload)
         self._observer.report(scope, refusal.status, time.perf_counter() - start)
         return Refusal(refusal.status, (*refusal.headers, (b"x-request-id", identity.encode())), refusal.body)
 
@@ -63,9 +78,13 @@ class EarlyRefusal:
         key = path, str(overload)
         refusal = self._rendered.get(key)
         if refusal is None:
-            answer = error_answer(path, overload)
-            refusal = self._rendered[key] = Refusal(answer.status_code, tuple(answer.raw_headers), bytes(answer.body))
+            refusal = self._rendered[key] = _refusal(path, overload)
         return refusal
+
+
+def _refusal(path: str, error: ServiceError) -> Refusal:
+    answer = error_answer(path, error)
+    return Refusal(answer.status_code, tuple(answer.raw_headers), bytes(answer.body))
 
 
 def _version(scope: Scope) -> str | None:

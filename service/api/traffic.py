@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.artifact import Layer
+from models.statistics.moments import Floats
 from service.api.timerange import iso
 from service.errors import TooManyValuesError
 from service.statistics.columns import side_columns, value_columns
 from service.statistics.history import Period, quantiles_by
-from service.statistics.moments import Floats
 from service.statistics.series import ADD_VALUES, Series
 from service.statistics.window import WindowMoments
 

@@ -24,7 +24,7 @@ from models.preprocessing import InvalidInputError
 from service.engine.calls import Call, Job, Outcome
 from service.engine.counters import Counters
 from service.engine.inputs import InputReader, TensorInput
-from service.errors import ClientGoneError, ModelRunError
+from service.errors import ModelRunError
 
 _log = logging.getLogger("normscope")
 
@@ -55,11 +55,13 @@ class Batch:
     Attributes:
         rows: one for each input.
         keep: for each row, whether its statistics are wanted.
+        channels: whether they are wanted by channel for any.
         alone: nothing else is running or waiting, so that the run may use all threads.
     """
 
     rows: Sequence[TensorInput]
     keep: Sequence[bool]
+    channels: bool
     alone: bool
 
 
@@ -175,7 +177,8 @@ class Batcher:
 
     def _run_batch(self, batch: list[Job], *, alone: bool) -> None:
         try:
-            result = self._run(Batch([_row(job) for job in batch], [job.call.statistics for job in batch], alone))
+            keep, channels = [job.call.statistics for job in batch], any(job.call.channels for job in batch)
+            result = self._run(Batch([_row(job) for job in batch], keep, channels, alone))
         except Exception as error:  # whatever a graph does with an input that it was not made for
             if len(batch) > 1:
                 for job in _alive(batch):
@@ -216,16 +219,9 @@ def _resolve(calls: Iterable[Call]) -> None:
 
 
 def _alive(jobs: list[Job]) -> list[Job]:
-    """Those that somebody still waits for; the calls of clients that are gone end here."""
+    """Those that somebody still waits for."""
     now = time.perf_counter_ns()
-    return [job for job in jobs if not job.call.abandoned and now <= job.call.deadline_ns and not _gone(job.call)]
-
-
-def _gone(call: Call) -> bool:
-    if not call.gone():
-        return False
-    fail(call, ClientGoneError("the client is gone", remedy="nobody reads this"))
-    return True
+    return [job for job in jobs if not job.call.abandoned and now <= job.call.deadline_ns]
 
 
 def _row(job: Job) -> TensorInput:

@@ -3,14 +3,14 @@
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from models.statistics.layers import SampleStatistics
 from service.engine.inputs import Item, TensorInput
-from service.statistics.layers import SampleStatistics
 
 
 @dataclass(frozen=True)
@@ -38,21 +38,17 @@ class Call:
     Attributes:
         future: of the outcomes, in the order of the inputs; awaited by the request, so cancelled with it.
         deadline_ns: of `time.perf_counter_ns`, after which nothing is begun for it.
-        gone: tells whether the client is gone, and nobody waits any more; cheap, and asked from any thread.
         input_ns, infer_ns, output_ns: what the work on one of its inputs took, the mean of all: decoding or tokenizing, running,
             statistics. The mean, because inputs may be worked on beside each other: the sum could exceed the time that passed.
     """
 
-    def __init__(
-        self, items: Sequence[Item], *, statistics: bool, timeout_s: float, gone: Callable[[], bool] = lambda: False
-    ) -> None:
+    def __init__(self, items: Sequence[Item], *, statistics: bool, timeout_s: float, channels: bool = False) -> None:
         self.loop = asyncio.get_running_loop()
         self.future: asyncio.Future[list[Outcome]] = self.loop.create_future()
-        self.statistics = statistics
+        self.statistics, self.channels = statistics, channels
         self.started_ns = time.perf_counter_ns()
         self.deadline_ns = self.started_ns + int(timeout_s * 1e9)
         self.input_ns = self.infer_ns = self.output_ns = 0
-        self.gone = gone
         self.abandoned = False
         self.jobs = [Job(self, i, item) for i, item in enumerate(items)]
         self._lock = threading.Lock()  # jobs of one call may run at once

@@ -11,14 +11,15 @@ from numpy.typing import NDArray
 
 from models.artifact import Artifact, Manifest
 from models.postprocessing import rank, softmax
+from models.statistics.layers import BatchReducer, RunOutputs, SampleStatistics, SideLayout
 from service.engine.batching import Batch, Batcher, BatchLimits, BatchResult, fail
 from service.engine.calls import Call, Job, Outcome
 from service.engine.counters import Counters
+from service.engine.graph import prepare
 from service.engine.inputs import InputReader, Item, TensorInput
 from service.engine.session import Sessions
 from service.errors import DeadlineExceededError, InvalidRequestError, OverloadedError
 from service.settings import Settings
-from service.statistics.layers import BatchStatistics, SampleStatistics, SideLayout, batch_statistics
 from service.statistics.sampling import Sampler
 from service.statistics.series import Series
 from service.statistics.traffic import TrafficStatistics
@@ -64,11 +65,13 @@ class ServedModel:
         self.counters = Counters()
         self._settings = settings
         self._reader = InputReader(artifact, settings.max_image_pixels)
-        taps = [layer.tensors[side] for layer, side in self.layout.rows]
         example = self._reader.feed([self._reader.example()])
-        self._tapped = Sessions(artifact, taps, threads, settings.provider, example)
+        graph = prepare(artifact, settings.provider, self.layout.reductions, self.layout.pairs)
+        self._tapped = Sessions(graph, threads, example)
+        self._reducer = BatchReducer(self.layout, graph.observers)
+        del graph  # a copy of all weights
         all_counted = settings.statistics_sample == 1
-        self._plain = self._tapped if all_counted else Sessions(artifact, [], threads, settings.provider, example)
+        self._plain = self._tapped if all_counted else Sessions(prepare(artifact, settings.provider), threads, example)
         self._sampler = Sampler(settings.statistics_sample)
         name = f"{self.manifest.name}-{self.manifest.version}"
         self._decoders = ThreadPoolExecutor(threads, thread_name_prefix=f"decode-{name}")
@@ -125,26 +128,27 @@ class ServedModel:
                 self._places.notify_all()
 
     async def predict(
-        self, items: Sequence[Item], *, statistics: bool, timeout_s: float | None = None, gone: Callable[[], bool] = lambda: False
+        self, items: Sequence[Item], *, statistics: bool, channels: bool = False, timeout_s: float | None = None
     ) -> tuple[list[Outcome], Timing]:
         """Runs all inputs of one request, each together with those of others where that is faster.
+
+        If it is cancelled, because its client has gone, work that has not begun is dropped.
 
         Args:
             items: at least one.
             statistics: of every input are wanted.
+            channels: those of every channel are wanted too.
             timeout_s: seconds until the request is given up; the setting `request_timeout_s` where it is less or none.
-            gone: tells whether the client is gone; work that has not begun is dropped then. Cheap, and asked from any thread.
 
         Raises:
             InvalidInputError: an input cannot be used.
             InvalidRequestError: an input is larger than a batch may be.
             ModelRunError: the model fails on an input.
             DeadlineExceededError: the time is over.
-            ClientGoneError: the client is gone.
         """
         limit_s = self._settings.request_timeout_s
         timeout_s = limit_s if timeout_s is None else min(timeout_s, limit_s)
-        call = Call(items, statistics=statistics, timeout_s=timeout_s, gone=gone)
+        call = Call(items, statistics=statistics, channels=channels, timeout_s=timeout_s)
         batcher = self._watching if statistics else self._quick
         expiry = call.loop.call_later(timeout_s, _expire, call, timeout_s)
         try:
@@ -172,7 +176,7 @@ class ServedModel:
         batcher.put(job)
 
     def _decode(self, job: Job, data: bytes, batcher: Batcher) -> None:
-        if job.call.abandoned or job.call.gone():  # the batcher tells the caller
+        if job.call.abandoned:
             return
         start = time.perf_counter_ns()
         try:
@@ -213,13 +217,15 @@ class ServedModel:
     def _run_tapped(self, batch: Batch, *, counted: bool) -> BatchResult:
         start = time.perf_counter_ns()
         feed = self._reader.feed(batch.rows)
+        channels = counted and self.traffic.wants_channels()
         ready = time.perf_counter_ns()
-        result = self._tapped.run(feed, alone=batch.alone)
+        result = self._tapped.run(feed, alone=batch.alone, channels=batch.channels or channels)
         ran = time.perf_counter_ns()
-        observed: BatchStatistics = batch_statistics(self.layout, result.tensors, feed, self._reducers)
+        outputs = RunOutputs(result.tensors, result.summary, result.channels)
+        observed = self._reducer.reduce(outputs, feed, self._reducers)
         self.traffic.count(len(batch.rows))
         if counted:
-            self.traffic.add(observed)
+            self.traffic.add(observed, channels=channels)
         outcomes = _outcomes(result.logits, batch.rows, [observed.sample(i) if kept else None for i, kept in enumerate(batch.keep)])
         return BatchResult(outcomes, ready - start, ran - ready, time.perf_counter_ns() - ran)
 

@@ -9,10 +9,10 @@ from google.protobuf.message import Message
 from service.api.keys import Keys
 from service.errors import NotReadyError, ServiceError
 from service.grpc.calls import Calls, Context
-from service.grpc.messages import HEALTH, METHODS, SERVICE
+from service.grpc.messages import ALWAYS_OPEN, HEALTH, METHODS, SERVICE
 from service.state import State
 
-_KEYLESS = frozenset({f"/{SERVICE}/ServerLive", f"/{SERVICE}/ServerReady"})
+_KEYLESS = frozenset(f"/{SERVICE}/{method}" for method in ALWAYS_OPEN)
 _ADMINISTRATION = frozenset({f"/{SERVICE}/RepositoryModelLoad", f"/{SERVICE}/RepositoryModelUnload"})
 
 Request = TypeVar("Request")
@@ -54,7 +54,7 @@ class Admission(grpc.aio.ServerInterceptor):
 
         async def refuse(requests: object, context: Context) -> Message:
             async with self._calls.hold(context):
-                with self._calls.observe(route, "", context):
+                with self._calls.observe(route, context):
                     raise error
 
         # a handler of streams fits any call: it ends without a look at the messages

@@ -6,21 +6,24 @@ import os
 import re
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 from google.protobuf.message import Message
 from grpc import StatusCode
 from grpc.aio import ServicerContext
 
-from service.errors import NotReadyError
+from service.errors import NotReadyError, OverloadedError
 from service.grpc.codes import explain
+from service.grpc.messages import ALWAYS_OPEN, SERVICE
 from service.logs import FIELDS, request_id
 from service.state import State
 
 _IDENTITY = "x-request-id"
 _SANE = re.compile(r"[\x20-\x7e]{1,128}")
 _UNDER_LOAD = (StatusCode.UNAVAILABLE, StatusCode.DEADLINE_EXCEEDED)
+_FAULTS = (*_UNDER_LOAD, StatusCode.INTERNAL, StatusCode.UNIMPLEMENTED)
 _access = logging.getLogger("normscope.access")
 
 Context = ServicerContext[Any, Message]
@@ -35,11 +38,20 @@ class CallFailedError(Exception):
         self.code, self.text = code, text
 
 
+@dataclass
+class Observed:
+    """What is told of a request; its model is known once its message has been read."""
+
+    model: str = ""
+
+
 class Calls:
-    """The calls in hand, and what the metrics and the access log are told of them."""
+    """The calls in hand, and what the metrics, the access log and the traces are told of them."""
 
     def __init__(self, state: State) -> None:
         self._state = state
+        # all queues full, and as many calls again whose messages are read, that are refused, or that wait
+        self._limit = state.settings.max_queue * (len(state.repository.names) + 1)
         self.in_hand: set[asyncio.Task[Any]] = set()
         """Their tasks. One that is cancelled once the service stops tells its client so."""
 
@@ -64,23 +76,43 @@ class Calls:
         finally:
             self.in_hand.discard(task)
 
+    @property
+    def overload(self) -> OverloadedError | None:
+        """Why the message of a held call must not be read, if so: messages take memory before they have a place in a queue."""
+        if len(self.in_hand) <= self._limit:
+            return None
+        return OverloadedError(
+            f"more than {self._limit} calls are in hand",
+            value=len(self.in_hand),
+            limit=self._limit,
+            remedy="try again later, or raise NORMSCOPE_MAX_QUEUE",
+        )
+
     @contextmanager
-    def observe(self, method: str, model: str, context: Context) -> Iterator[None]:
-        """Around the work for one request: reports it, and raises each error as `CallFailedError`."""
+    def observe(self, method: str, context: Context) -> Iterator[Observed]:
+        """Around one request, from its message to the reply: reports it, and raises each error as `CallFailedError`."""
         start = time.perf_counter()
         code = StatusCode.OK
-        try:
-            yield
-        except asyncio.CancelledError:
-            code = StatusCode.DEADLINE_EXCEEDED if time_left(context) == 0 else StatusCode.CANCELLED
-            if self._cut(context):
-                code = StatusCode.UNAVAILABLE
-            raise
-        except Exception as error:
-            code, text = explain(method, error)
-            raise CallFailedError(code, text) from error
-        finally:
-            self._report(method, model, code, time.perf_counter() - start)
+        observed = Observed()
+        with self._span(method, context):
+            try:
+                yield observed
+            except asyncio.CancelledError:
+                code = StatusCode.DEADLINE_EXCEEDED if time_left(context) == 0 else StatusCode.CANCELLED
+                if self._cut(context):
+                    code = StatusCode.UNAVAILABLE
+                raise
+            except Exception as error:
+                code, text = explain(method, error)
+                raise CallFailedError(code, text) from error
+            finally:
+                self._report(method, observed.model, code, time.perf_counter() - start)
+
+    def _span(self, method: str, context: Context) -> AbstractContextManager[object]:
+        if self._state.tracing is None or method in ALWAYS_OPEN:
+            return nullcontext()
+        metadata = {name: value for name, value in context.invocation_metadata() or () if isinstance(value, str)}
+        return self._state.tracing.open_call(f"{SERVICE}/{method}", metadata)
 
     def _cut(self, context: Context) -> bool:
         """Whether a cancelled call was cancelled by the service, not by its client or its deadline."""
@@ -89,6 +121,8 @@ class Calls:
     def _report(self, method: str, model: str, code: StatusCode, seconds: float) -> None:
         model = model if model in self._state.repository.names else ""  # labels stay few
         self._state.metrics.observe_request("GRPC", method, model, code.name, seconds)
+        if self._state.tracing is not None:
+            self._state.tracing.describe_call(model, request_id.get(), code.name, failed=code in _FAULTS)
         level = _level(code)
         if _access.isEnabledFor(level):
             ms = round(seconds * 1000, 3)

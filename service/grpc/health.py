@@ -1,13 +1,13 @@
 """The standard health service, `grpc.health.v1.Health`: SERVING while the service is ready, else NOT_SERVING."""
 
 import asyncio
-from typing import NoReturn
+from collections.abc import Mapping
 
 import grpc
-from google.protobuf.message import Message
 
+from service.errors import InvalidRequestError
 from service.grpc.calls import Context
-from service.grpc.messages import SERVICE, HealthRequest, make_health
+from service.grpc.messages import SERVICE, Behaviour, make_health, read_health
 from service.state import State
 
 _KNOWN = ("", SERVICE)
@@ -19,9 +19,10 @@ def is_ready(state: State) -> bool:
 
 
 class Health:
-    """Its methods, named as the protocol does."""
+    """Its methods, by the names that the protocol has for them."""
 
     def __init__(self, state: State) -> None:
+        self.behaviours: Mapping[str, Behaviour] = {"Check": self._check, "Watch": self._watch}
         self._state = state
         self._ready = False
         self._changed = asyncio.Event()
@@ -33,19 +34,31 @@ class Health:
             self._changed.set()
             self._changed = asyncio.Event()
 
-    async def Check(self, request: HealthRequest, context: Context) -> Message:  # noqa: N802  # the protocol's name
+    async def _check(self, requests: object, context: Context) -> None:
         """The status now."""
-        if request.service not in _KNOWN:
-            await context.abort(grpc.StatusCode.NOT_FOUND, f"no service {request.service[:100]!r}; ask for '' or {SERVICE}")
+        service = await self._service(context)
+        if service not in _KNOWN:
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"no service {service[:100]!r}; ask for '' or {SERVICE}")
         self.refresh()
-        return make_health(self._status(request.service))
+        await context.write(make_health(self._status(service)))
 
-    async def Watch(self, request: HealthRequest, context: Context) -> NoReturn:  # noqa: N802  # the protocol's name
+    async def _watch(self, requests: object, context: Context) -> None:
         """The status now and whenever it changes, until the client or the service goes away."""
+        service = await self._service(context)
         while True:
             changed = self._changed
-            await context.write(make_health(self._status(request.service)))
+            await context.write(make_health(self._status(service)))
             await changed.wait()
+
+    async def _service(self, context: Context) -> str:
+        """The service that the call asks about."""
+        try:
+            async with asyncio.timeout(self._state.settings.body_timeout_s):
+                return read_health(await context.read())
+        except TimeoutError:
+            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the message did not arrive in time")
+        except InvalidRequestError as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
 
     def _status(self, service: str) -> str:
         if service not in _KNOWN:

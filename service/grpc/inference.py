@@ -38,6 +38,7 @@ async def infer(state: State, request: InferenceRequest, time_left_s: float | No
         outcomes, timing = await served.predict(
             items,
             statistics=any(output.statistic is not None for output in chosen),
+            channels=any(output.by_channel for output in chosen),
             timeout_s=min((limit for limit in (wanted.timeout_s, time_left_s) if limit is not None), default=None),
         )
     state.observe_inference(request.model_name, timing)

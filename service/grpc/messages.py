@@ -3,15 +3,15 @@
 The only module that touches generated classes, which have no types; the protocols below name the fields that are read.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import grpc
 from google.protobuf.json_format import ParseDict
-from google.protobuf.message import Message
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from google.protobuf.message import DecodeError, Message
+from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection
-from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.grpc import service_pb2
 
 from service.api.oip.binary import to_binary
 from service.api.oip.datatypes import BYTES, Tensor
@@ -20,10 +20,17 @@ from service.errors import InvalidRequestError
 _DESCRIPTOR = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 SERVICE: str = _DESCRIPTOR.full_name
 METHODS: frozenset[str] = frozenset(_DESCRIPTOR.methods_by_name)
+ALWAYS_OPEN = frozenset({"ServerLive", "ServerReady"})
+"""The methods that need no key, and are answered in every state."""
 HEALTH: str = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
 Fields = Mapping[str, object]
 """The fields of a message by name, as JSON has them."""
+Behaviour = Callable[[Any, Any], Awaitable[None]]
+"""What a method does: reads messages as bytes from its context (the second argument), and writes messages to it."""
+_REQUESTS: Mapping[str, Any] = {
+    name: getattr(service_pb2, method.input_type.name) for name, method in _DESCRIPTOR.methods_by_name.items()
+}
 
 _CONTENTS: Mapping[str, str] = {
     "BOOL": "bool_contents",
@@ -73,10 +80,34 @@ class InferenceRequest(Protocol):
         """Of the whole message."""
 
 
-class HealthRequest(Protocol):
-    """A question of the standard health service."""
+def read_request(method: str, data: bytes) -> Any:
+    """The request that a message holds.
 
-    service: str
+    Raises:
+        InvalidRequestError: the bytes are no such message.
+    """
+    return _read(_REQUESTS[method], data)
+
+
+def read_health(data: object) -> str:
+    """The service that a message to the health service asks about.
+
+    Raises:
+        InvalidRequestError: there is no message, or the bytes are no such one.
+    """
+    return str(_read(health_pb2.HealthCheckRequest, data).service)
+
+
+def _read(kind: Any, data: object) -> Any:
+    try:
+        if isinstance(data, bytes):
+            return kind.FromString(data)
+    except DecodeError:
+        pass
+    expected = kind.DESCRIPTOR.full_name
+    raise InvalidRequestError(
+        f"the message is not of the type {expected}", limit=expected, remedy="send what the reflection service describes"
+    )
 
 
 def model_of(request: Any) -> str:
@@ -167,8 +198,10 @@ def in_stream(reply: Any) -> Message:
     return _typed(service_pb2.ModelStreamInferResponse(infer_response=reply))
 
 
-def error_in_stream(request: InferenceRequest, text: str) -> Message:
-    """The message of a stream that tells of an error; names the request, as others are answered by the same stream."""
+def error_in_stream(request: InferenceRequest | None, text: str) -> Message:
+    """The message of a stream that tells of an error; names the request if it could be read: a stream answers several."""
+    if request is None:
+        return _typed(service_pb2.ModelStreamInferResponse(error_message=text))
     named = service_pb2.ModelInferResponse(model_name=request.model_name, model_version=request.model_version, id=request.id)
     return _typed(service_pb2.ModelStreamInferResponse(error_message=text, infer_response=named))
 
@@ -178,13 +211,25 @@ def make_health(status: str) -> Message:
     return _typed(health_pb2.HealthCheckResponse(status=status))
 
 
+def _to_bytes(message: Message) -> bytes:
+    return message.SerializeToString()
+
+
 def _typed(message: Any) -> Message:
     assert isinstance(message, Message)
     return message
 
 
-def add_services(server: grpc.aio.Server, inference: object, health: object) -> None:
-    """Offers both services, whose methods are the attributes of the two objects, and the reflection of all."""
-    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(inference, server)
-    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+def add_services(server: grpc.aio.Server, inference: Mapping[str, Behaviour], health: Mapping[str, Behaviour]) -> None:
+    """Offers inference and health by their methods, and the reflection of all.
+
+    Handlers of streams fit any call. Those that the package generates for single messages read the message themselves: without a
+    limit of time, and with a code that tells of a fault of the service where the message is broken.
+    """
+    for service, behaviours in ((SERVICE, inference), (HEALTH, health)):
+        handlers: dict[str, grpc.RpcMethodHandler[bytes, Message]] = {
+            name: grpc.stream_stream_rpc_method_handler(behaviour, response_serializer=_to_bytes)
+            for name, behaviour in behaviours.items()
+        }
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
     reflection.enable_server_reflection((SERVICE, HEALTH, reflection.SERVICE_NAME), server)

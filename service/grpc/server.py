@@ -3,23 +3,34 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from types import SimpleNamespace
 from typing import Any
 
 import grpc
 from google.protobuf.message import Message
 
-from service.errors import NotOfferedError
+from service.errors import ClientGoneError, NotOfferedError, SlowRequestError
 from service.grpc.admission import Admission
 from service.grpc.calls import CallFailedError, Calls, Context, stopping, time_left
 from service.grpc.health import Health
 from service.grpc.inference import infer
-from service.grpc.messages import METHODS, Fields, add_services, error_in_stream, in_stream, make_reply, model_of
+from service.grpc.messages import (
+    ALWAYS_OPEN,
+    METHODS,
+    Behaviour,
+    Fields,
+    add_services,
+    error_in_stream,
+    in_stream,
+    make_reply,
+    model_of,
+    read_request,
+)
 from service.grpc.methods import Method, Methods
 from service.state import State
 
 _log = logging.getLogger("normscope")
 _STREAM = "ModelStreamInfer"
+_PING_S, _PONG_S = 60, 20
 
 
 class GrpcServer:
@@ -44,14 +55,16 @@ class GrpcServer:
                 ("grpc.max_metadata_size", settings.max_header_bytes),
                 ("grpc.absolute_max_metadata_size", settings.max_header_bytes),
                 ("grpc.server_handshake_timeout_ms", int(settings.header_timeout_s * 1000)),
+                ("grpc.keepalive_time_ms", _PING_S * 1000),  # the calls of a client that vanished end
+                ("grpc.keepalive_timeout_ms", _PONG_S * 1000),
                 ("grpc.so_reuseport", 0),  # two processes on one port are a mistake, not a cluster
             ],
         )
         methods = Methods(state, version).by_name
-        handlers: dict[str, object] = {name: self._not_offered(name) for name in METHODS}
-        handlers |= {name: self._describes(name, method) for name, method in methods.items()}
-        handlers |= {"ModelInfer": self._infer, _STREAM: self._stream}
-        add_services(self._server, SimpleNamespace(**handlers), self._health)
+        behaviours = {name: self._not_offered(name) for name in METHODS}
+        behaviours |= {name: self._describes(name, method) for name, method in methods.items()}
+        behaviours |= {"ModelInfer": self._single("ModelInfer", self._infer), _STREAM: self._stream}
+        add_services(self._server, behaviours, self._health.behaviours)
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         try:
             self._address = f"{host}:{self._server.add_insecure_port(f'{host}:{port}')}"
@@ -81,15 +94,39 @@ class GrpcServer:
             await asyncio.wait(cut)
         await self._server.stop(None)
 
-    def _describes(self, name: str, method: Method) -> Callable[[Any, Context], Awaitable[Message]]:
-        async def answer(request: Any, context: Context) -> Message:
+    def _single(self, name: str, answer: Callable[[Any, Context], Awaitable[Message]]) -> Behaviour:
+        """The behaviour of a method that answers one message by one."""
+
+        async def behave(requests: object, context: Context) -> None:
             async with self._calls.hold(context):
-                with self._calls.observe(name, model_of(request), context):
-                    return make_reply(name, await method(request))
+                with self._calls.observe(name, context) as observed:
+                    if name not in ALWAYS_OPEN and (overload := self._calls.overload) is not None:
+                        raise overload
+                    request = read_request(name, await self._message(context))
+                    observed.model = model_of(request)
+                    reply = await answer(request, context)
+                await context.write(reply)
 
-        return answer
+        return behave
 
-    def _not_offered(self, name: str) -> Callable[[Any, Context], Awaitable[Message]]:
+    async def _message(self, context: Context) -> bytes:
+        try:
+            async with asyncio.timeout(self._state.settings.body_timeout_s):
+                message = await context.read()
+        except TimeoutError:
+            remedy = "send it faster, or raise NORMSCOPE_BODY_TIMEOUT_S"
+            raise SlowRequestError("the message did not arrive in time", remedy=remedy) from None
+        if not isinstance(message, bytes):  # the end of the call
+            raise ClientGoneError("the call ended before its message", remedy="send one message")
+        return message
+
+    def _describes(self, name: str, method: Method) -> Behaviour:
+        async def answer(request: Any, context: Context) -> Message:
+            return make_reply(name, await method(request))
+
+        return self._single(name, answer)
+
+    def _not_offered(self, name: str) -> Behaviour:
         async def refuse(request: object) -> Fields:
             raise NotOfferedError(
                 f"{name} belongs to an extension that is not offered",
@@ -100,14 +137,15 @@ class GrpcServer:
         return self._describes(name, refuse)
 
     async def _infer(self, request: Any, context: Context) -> Message:
-        async with self._calls.hold(context):
-            with self._calls.observe("ModelInfer", model_of(request), context):
-                return await infer(self._state, request, time_left(context))
+        return await infer(self._state, request, time_left(context))
 
     async def _stream(self, requests: object, context: Context) -> None:
         async with self._calls.hold(context):
-            while (request := await self._next(context)) is not grpc.aio.EOF:
-                await context.write(await self._answer_in_stream(request, context))
+            if (overload := self._calls.overload) is not None:
+                with self._calls.observe(_STREAM, context):
+                    raise overload
+            while isinstance(message := await self._next(context), bytes):
+                await context.write(await self._answer_in_stream(message, context))
 
     async def _next(self, context: Context) -> Any:
         task = asyncio.current_task()
@@ -120,9 +158,12 @@ class GrpcServer:
         finally:
             self._idle.discard(task)
 
-    async def _answer_in_stream(self, request: Any, context: Context) -> Message:
+    async def _answer_in_stream(self, message: bytes, context: Context) -> Message:
+        request = None
         try:
-            with self._calls.observe(_STREAM, model_of(request), context):
+            with self._calls.observe(_STREAM, context) as observed:
+                request = read_request(_STREAM, message)
+                observed.model = model_of(request)
                 return in_stream(await infer(self._state, request, time_left(context)))
         except CallFailedError as failed:
             return error_in_stream(request, failed.text)

@@ -3,12 +3,13 @@
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Self
 
 import numpy as np
 
-from service.statistics.layers import BatchStatistics
-from service.statistics.moments import Moments
+from models.statistics.layers import BatchStatistics
+from models.statistics.moments import Moments
 from service.statistics.window import without_nonfinite_samples
 
 _FIELDS = ("count", "mean", "m2", "minimum", "maximum", "zeros", "nonfinite")
@@ -28,8 +29,14 @@ class ChannelMoments:
 
     @classmethod
     def of(cls, batch: BatchStatistics) -> Self:
-        """Merges the samples of a batch; a sample with nonfinite elements in a channel is left out of that channel."""
-        return cls(without_nonfinite_samples(batch.joined).pool(axis=0), tuple(batch.columns))
+        """Merges the samples of a batch whose run was asked for channels.
+
+        A sample with nonfinite elements in a channel is left out of that channel.
+        """
+        rows = [batch.channels(row) for row in range(len(batch.layout.rows))]
+        joined = Moments(*(np.concatenate([getattr(row, name) for row in rows], axis=1) for name in _FIELDS))
+        ends = np.cumsum([0, *(row.count.shape[1] for row in rows)]).tolist()
+        return cls(without_nonfinite_samples(joined).pool(axis=0), tuple(slice(*each) for each in pairwise(ends)))
 
     @classmethod
     def merged(cls, parts: "Sequence[ChannelMoments]") -> Self:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from service.statistics.moments import Floats, Moments
+from models.statistics.moments import Floats, Moments
 from service.statistics.window import WindowMoments
 
 

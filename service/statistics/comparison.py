@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from service.statistics.moments import Floats, Moments
+from models.statistics.moments import Floats, Moments
 from service.statistics.sketches import Sketches
 
 BINS = 10
@@ -89,7 +89,7 @@ def _stability(a: Sketches, b: Sketches) -> Floats:
     counts_a, counts_b = a.counts, b.counts
     edges = b.quantiles(np.arange(1, BINS) / BINS)
     index = np.full(a.size, np.nan)
-    for i in np.flatnonzero((counts_a > 0) & (counts_b > 0)):
+    for i in np.flatnonzero((counts_a > 0) & (counts_b > 0)).tolist():
         distinct = np.unique(edges[i])  # values that repeat leave bins empty on both sides; these add nothing
         p, q = (
             (sketch.shares(i, distinct) * count + 0.5) / (count + 0.5 * (len(distinct) + 1))

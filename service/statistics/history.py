@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy.exc import SQLAlchemyError
 
+from models.statistics.moments import Floats
 from service.statistics.archive import read_channels, read_windows
 from service.statistics.channels import ChannelMoments
 from service.statistics.database import Database
-from service.statistics.moments import Floats
 from service.statistics.pending import StoredPart
 from service.statistics.retention import HOUR_S
 from service.statistics.series import Series

@@ -8,8 +8,8 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from models.statistics.layers import BatchStatistics
 from service.statistics.channels import ChannelMoments
-from service.statistics.layers import BatchStatistics
 from service.statistics.series import Series, request_values
 from service.statistics.sketches import Sketches
 from service.statistics.window import WindowMoments
@@ -93,8 +93,8 @@ class PendingChannels:
     def changed(self) -> bool:
         return self.stored != self.sampled
 
-    def add(self, parts: Sequence[ChannelMoments], sampled: int) -> None:
-        self.moments = ChannelMoments.merged([self.moments, *parts])
+    def add(self, moments: ChannelMoments, sampled: int) -> None:
+        self.moments = ChannelMoments.merged([self.moments, moments])
         self.sampled += sampled
 
     def to_stored(self) -> StoredPart:

@@ -8,8 +8,8 @@ from functools import cached_property
 import numpy as np
 
 from models.artifact import MODEL, Manifest
-from service.statistics.layers import BatchStatistics, SideLayout
-from service.statistics.moments import Floats
+from models.statistics.layers import BatchStatistics, SideLayout
+from models.statistics.moments import Floats
 
 SIDE_VALUES = ("mean", "std", "l2")
 ADD_VALUES = ("residual_ratio", "cosine")

@@ -10,7 +10,7 @@ import numpy as np
 from datasketches import vector_of_kll_floats_sketches
 from numpy.typing import NDArray
 
-from service.statistics.moments import Floats
+from models.statistics.moments import Floats
 
 K = 128
 """Accuracy: a rank is off by at most 2.1 % (a count between two values by 2.6 %) with 99 % probability; up to 128 values are exact.

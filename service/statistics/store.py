@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from models.artifact import Manifest
+from models.statistics.layers import SideLayout
 from service.settings import Settings
 from service.statistics.database import Database
 from service.statistics.history import History
-from service.statistics.layers import SideLayout
 from service.statistics.retention import Retention
 from service.statistics.series import Series
 from service.statistics.traffic import TrafficStatistics

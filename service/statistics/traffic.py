@@ -10,18 +10,19 @@ from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from models.statistics.layers import BatchStatistics
 from service.statistics.channels import ChannelMoments
-from service.statistics.layers import BatchStatistics
 from service.statistics.pending import PendingChannels, PendingWindow, StoredPart
+from service.statistics.retention import HOUR_S
 from service.statistics.series import Series
 from service.statistics.window import WindowMoments
 
-HOUR_S = 3600
 _MAX_ARRIVED_BYTES = 256 << 20
 _PROMPT_BYTES = 32 << 20  # from here on, merging does not wait for its next turn
 _MAX_WINDOWS = 120  # pending for each series: two hours without a database
 _MAX_CHANNEL_HOURS = 3
-_BYTES_PER_GROUP = 7 * 8  # the fields of Moments
+_BYTES_PER_GROUP = 2 * 7 * 8  # the fields of Moments, and what they were read from
+_CHANNELS_EVERY_S = 10  # a run that lists its channels costs more, in the run and in merging
 _SETTLED_S = 5  # after its end nothing is appended to a window any more
 
 
@@ -49,10 +50,11 @@ class TrafficStatistics:
         self.series = series
         self.window_s = window_s
         self._clock, self._wake = clock, wake
-        self._arrived: deque[tuple[int, BatchStatistics]] = deque()
+        self._arrived: deque[tuple[int, BatchStatistics, bool]] = deque()
         self._arrived_bytes = 0
         self._served: Counter[int] = Counter()
-        self._counting = threading.Lock()  # of the three above; held for a microsecond
+        self._next_channels = 0.0
+        self._counting = threading.Lock()  # of the four above; held for a microsecond
         self._windows: dict[int, PendingWindow] = {}
         self._channels: dict[int, PendingChannels] = {}
         self._last: PendingWindow | None = None
@@ -65,15 +67,29 @@ class TrafficStatistics:
         with self._counting:
             self._served[start] += inputs
 
-    def add(self, batch: BatchStatistics) -> None:
-        """Takes in all samples of a batch. Safe and quick from any thread."""
+    def wants_channels(self) -> bool:
+        """Whether the next batch that counts is to list its channels: one in ten seconds. Safe and quick from any thread."""
+        now = self._clock()
+        with self._counting:
+            if now < self._next_channels:
+                return False
+            self._next_channels = now + _CHANNELS_EVERY_S
+            return True
+
+    def add(self, batch: BatchStatistics, *, channels: bool = False) -> None:
+        """Takes in all samples of a batch. Safe and quick from any thread.
+
+        Args:
+            batch: of one run.
+            channels: the run was asked for its channels because `wants_channels` said so.
+        """
         start = self._start_of(self._clock())
-        size = batch.joined.count.size * _BYTES_PER_GROUP
+        size = batch.pooled.count.size * _BYTES_PER_GROUP
         with self._counting:
             if self._arrived_bytes + size > _MAX_ARRIVED_BYTES:
                 self._dropped_backlog += len(batch)
                 return
-            self._arrived.append((start, batch))
+            self._arrived.append((start, batch, channels))
             self._arrived_bytes += size
             prompt = self._arrived_bytes > _PROMPT_BYTES
         if prompt:
@@ -93,8 +109,10 @@ class TrafficStatistics:
             served, self._served = self._served, Counter()
             self._arrived_bytes = 0
         by_window: dict[int, list[BatchStatistics]] = {}
-        for start, batch in arrived:
+        for start, batch, channels in arrived:
             by_window.setdefault(start, []).append(batch)
+            if channels:
+                self._absorb_channels(start // HOUR_S * HOUR_S, batch)
         for start in by_window.keys() | served.keys():
             window = self._windows.get(start)
             if window is None:
@@ -102,16 +120,15 @@ class TrafficStatistics:
             window.requests += served[start]
             if batches := by_window.get(start):
                 window.add(batches)
-                self._absorb_channels(start // HOUR_S * HOUR_S, batches)
         self._bound()
 
-    def _absorb_channels(self, hour: int, batches: list[BatchStatistics]) -> None:
-        parts, sampled = [ChannelMoments.of(batch) for batch in batches], sum(len(batch) for batch in batches)
+    def _absorb_channels(self, hour: int, batch: BatchStatistics) -> None:
+        moments = ChannelMoments.of(batch)
         pending = self._channels.get(hour)
         if pending is None:
-            self._channels[hour] = PendingChannels(hour, HOUR_S, ChannelMoments.merged(parts), sampled)
+            self._channels[hour] = PendingChannels(hour, HOUR_S, moments, len(batch))
         else:
-            pending.add(parts, sampled)
+            pending.add(moments, len(batch))
 
     def _bound(self) -> None:
         """Drops the oldest windows when too many wait."""

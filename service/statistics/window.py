@@ -4,14 +4,14 @@ Moments are merged exactly (`moments.py`), those over all elements and those ove
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.statistics.layers import BatchStatistics
-from service.statistics.moments import Floats, Moments
+from models.statistics.layers import BatchStatistics
+from models.statistics.moments import Floats, Moments
 from service.statistics.series import request_values, value_count
 
 _ELEMENT_FIELDS = ("count", "mean", "m2", "minimum", "maximum", "zeros", "nonfinite")
@@ -62,9 +62,9 @@ class WindowMoments:
     def pool_neighbours(self, starts: NDArray[np.int64]) -> Self:
         """For fields (W, ...) of W windows, merges those from each start to the next: fields (len(starts), ...)."""
         return type(self)(
-            elements=_transposed(_transposed(self.elements).pool_segments(starts)),
+            elements=_pool_segments(self.elements, starts),
             nonfinite_samples=np.add.reduceat(self.nonfinite_samples, starts, 0),
-            values=_transposed(_transposed(self.values).pool_segments(starts)),
+            values=_pool_segments(self.values, starts),
         )
 
     def to_bytes(self) -> bytes:
@@ -125,5 +125,22 @@ def without_nonfinite_samples(moments: Moments) -> Moments:
     )
 
 
-def _transposed(moments: Moments) -> Moments:
-    return Moments(*(getattr(moments, field.name).T for field in fields(moments)))
+def _pool_segments(moments: Moments, starts: NDArray[np.int64]) -> Moments:
+    """Merges along the first axis all groups from each start to the next; starts rise strictly."""
+
+    def total(values: Floats) -> Floats:
+        return np.add.reduceat(values, starts, 0)
+
+    count = total(moments.count)
+    mean = total(moments.count * moments.mean) / np.maximum(count, 1)
+    lengths = np.diff([*starts, len(moments.count)])
+    between = moments.count * (moments.mean - np.repeat(mean, lengths, axis=0)) ** 2
+    return Moments(
+        count=count,
+        mean=mean,
+        m2=total(moments.m2 + between),
+        minimum=np.minimum.reduceat(moments.minimum, starts, 0),
+        maximum=np.maximum.reduceat(moments.maximum, starts, 0),
+        zeros=total(moments.zeros),
+        nonfinite=total(moments.nonfinite),
+    )

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from models.artifact import Artifact, load_artifact
 from models.preprocessing import ImagePreprocessing
+from service.engine.graph import prepare
 from service.engine.session import Session
 from tests.benchmarks.peers.classifier import SHIPPED
 from tests.benchmarks.stillness import undisturbed
@@ -78,7 +79,7 @@ def runner(model: str, arrangement: str, threads: int) -> Callable[[], object]:
     artifact = load_artifact(SHIPPED / model / "1")
     feed = _feed(artifact)
     if arrangement == "as shipped":
-        session = Session(artifact, [], threads, "cpu")
+        session = Session(prepare(artifact), threads)
         return lambda: session.run(feed)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4

@@ -23,9 +23,10 @@ from models.export import (
     load_weights,
     round_to_half,
 )
+from models.instrument.observers import Reduction
 from models.instrument.probes import find_probes
 from models.torchvision_import import CHECKPOINTS, CheckpointError, import_torchvision
-from service.engine.session import Session
+from service.engine.graph import prepare
 from tests.conftest import SmallRepository
 from tests.networks import small_encoder, small_resnet
 
@@ -164,7 +165,7 @@ def test_a_graph_that_cannot_be_loaded_is_named(small_repository: SmallRepositor
     """A tap that does not exist is an error that names the artifact and the tensor."""
     artifact = load_artifact(small_repository.folder / "text" / "1")
     with pytest.raises(ArtifactError, match="nowhere"):
-        Session(artifact, ["nowhere"], threads=1)
+        prepare(artifact, "cpu", [Reduction("nowhere", 1, None)])
 
 
 def test_float16_rounding_is_idempotent() -> None:

@@ -1,4 +1,6 @@
+import json
 import queue
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -101,6 +103,88 @@ def test_what_is_not_http_is_answered_400(narrow: httpx.URL) -> None:
     with connected(narrow) as connection:
         connection.sendall(b"\x16\x03\x01 hello\r\n\r\n")
         assert received(connection).startswith(b"HTTP/1.1 400")
+
+
+_BROKEN_HEADS = {
+    # what is sent: status
+    b" HTTP/1.1\r\nHost: x\r\nX-Request-ID: mine\r\nX-Other: a\r\nbroken\r\n\r\n": 400,
+    b" HTTP/1.1\r\nHost: x\r\nX-Request-ID: mine\r\nX-Long: " + b"a" * 3000 + b"\r\n\r\n": 431,
+    b" HTTP/1.1\r\nHost: x\r\nX-Request-ID: mine\r\nX-Long: " + b"a" * 3000: 431,
+}
+
+
+@pytest.mark.parametrize("sent", _BROKEN_HEADS)
+@pytest.mark.parametrize("path", [b"/v1/models/text/predict?top_k=1", b"/v2/models/text/infer", b"/v2"])
+def test_a_broken_head_is_answered_in_the_shape_of_its_api(narrow: httpx.URL, path: bytes, sent: bytes) -> None:
+    """What of the head could be read decides the shape of the error and its id."""
+    with connected(narrow) as connection:
+        connection.sendall(b"POST " + path + sent)
+        head, _, body = received(connection).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 %d " % _BROKEN_HEADS[sent])
+    assert b"x-request-id: mine" in head
+    assert head.count(b"connection: close") == 1
+    error = json.loads(body)["error"]
+    assert isinstance(error, str) if path.startswith(b"/v2") else error["remedy"]
+
+
+def test_a_late_head_is_answered_in_the_shape_of_its_api(hasty: httpx.URL) -> None:
+    """408 under /v2 is one text, with an id that is made where none was sent."""
+    with connected(hasty) as connection:
+        connection.sendall(b"POST /v2/models/text/infer HTTP/1.1\r\nHost: x\r\n")
+        head, _, body = received(connection).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 408")
+    assert re.search(rb"x-request-id: [0-9a-f]{32}\b", head)
+    assert isinstance(json.loads(body)["error"], str)
+
+
+def test_broken_heads_are_counted(narrow: httpx.URL) -> None:
+    """In the metrics, without method and route."""
+    with connected(narrow) as connection:
+        connection.sendall(b"nonsense\r\n\r\n")
+        received(connection)
+    metrics = httpx.get(narrow.join("/metrics")).text
+    assert 'normscope_requests_total{method="(other)",model="",route="(none)",status="400"}' in metrics
+
+
+def test_who_sends_nonsense_after_a_request_gets_its_answer(narrow: httpx.URL) -> None:
+    """A request that is in hand is answered before the connection ends because of what follows it."""
+    body = b'{"inputs": "hello"}'
+    with connected(narrow) as connection:
+        connection.sendall(_HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body + b"nonsense\r\n\r\n")
+        answer = received(connection)
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert answer.count(b"HTTP/1.1") == 1
+
+
+@pytest.mark.parametrize("path", ["/v1/models/text/predict", "/v2/models/text/infer"])
+def test_broken_chunks_are_answered_400(narrow: httpx.URL, path: str) -> None:
+    """A body whose chunks are broken is answered by its route, with its id, and the connection closed."""
+    with connected(narrow) as connection:
+        head = _HEAD.replace(b"/v1/models/text/predict", path.encode())
+        connection.sendall(head + b"X-Request-ID: mine\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\nnonsense\r\n")
+        answer, _, body = received(connection).partition(b"\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert b"connection: close" in answer
+    assert b"x-request-id: mine" in answer
+    assert "not HTTP" in str(json.loads(body)["error"])
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 3])
+@pytest.mark.parametrize("chunked", [False, True])
+def test_the_wish_for_another_protocol_is_ignored(narrow: httpx.URL, pieces: int, chunked: bool) -> None:
+    """`Upgrade: h2c`, which some clients send with their first request, costs neither its body nor the next request."""
+    body = b'{"inputs": "hello"}'
+    length = b"Transfer-Encoding: chunked\r\n\r\n" if chunked else b"Content-Length: %d\r\n\r\n" % len(body)
+    head = _HEAD + b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQ\r\n" + length
+    rest = (b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if chunked else body) + b"GET /livez HTTP/1.0\r\n\r\n"
+    middle = len(rest) // 3
+    with connected(narrow) as connection:
+        for piece in {1: [head + rest], 2: [head, rest], 3: [head + rest[:middle], rest[middle:]]}[pieces]:
+            connection.sendall(piece)
+        answers = received(connection)
+    assert answers.startswith(b"HTTP/1.1 200")
+    assert answers.count(b"HTTP/1.1 200") == 2
+    assert b'"predictions"' in answers
 
 
 @pytest.mark.parametrize("sent", [b"", b'{"inputs": '])

@@ -20,12 +20,13 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 @contextmanager
-def process(*arguments: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
+def process(*arguments: str, module: str = "service", **environment: str) -> Iterator[subprocess.Popen[str]]:
     """`python -m service` with these options and settings; killed at the end if it still runs."""
     started = subprocess.Popen(
-        [sys.executable, "-m", "service", *arguments],
+        [sys.executable, "-m", module, *arguments],
         cwd=ROOT,
         env=os.environ | environment,
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -15,7 +15,7 @@ from service.settings import Settings
 from service.tracing import tracing_from
 from tests.conftest import SmallRepository, running_server
 
-_TRACE, _PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 _ENDPOINT = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}
 
 
@@ -55,7 +55,7 @@ def test_each_request_has_a_span(small_repository: SmallRepository, monkeypatch:
     with collector() as (address, got):
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", address)
         with running_server(Settings(model_repository=small_repository.folder)) as client:
-            headers = {"traceparent": f"00-{_TRACE}-{_PARENT}-01", "X-Request-ID": "r-3"}
+            headers = {"traceparent": f"00-{TRACE}-{PARENT}-01", "X-Request-ID": "r-3"}
             assert client.post("/v1/models/text/predict", json={"inputs": "hello"}, headers=headers).status_code == 200
             assert client.get("/v1/models/none").status_code == 404
             assert client.get("/readyz").status_code == 200
@@ -70,7 +70,7 @@ def test_each_request_has_a_span(small_repository: SmallRepository, monkeypatch:
         "queue",
     ]
     served = named["POST /v1/models/{model}/predict"]
-    assert (served.trace_id.hex(), served.parent_span_id.hex()) == (_TRACE, _PARENT)
+    assert (served.trace_id.hex(), served.parent_span_id.hex()) == (TRACE, PARENT)
     told = attributes(served)
     assert told["http.route"] == "/v1/models/{model}/predict"
     assert told["http.response.status_code"] == 200

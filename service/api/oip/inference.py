@@ -14,7 +14,6 @@ from service.api.oip.request import InferRequest, parse_request, raw_request
 from service.api.oip.response import answer, encode_answer
 from service.engine.calls import Outcome
 from service.engine.inputs import Item
-from service.protocol import CLIENT_IS_GONE
 from service.settings import Settings
 from service.state import State
 
@@ -49,8 +48,8 @@ async def _infer(request: Request, model: str, version: str | None) -> Response:
         outcomes, timing = await served.predict(
             items,
             statistics=any(output.statistic is not None for output in chosen),
+            channels=any(output.by_channel for output in chosen),
             timeout_s=wanted.timeout_s,
-            gone=lambda: CLIENT_IS_GONE in request.scope,
         )
     state.observe_inference(model, timing)
 

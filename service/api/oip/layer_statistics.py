@@ -7,9 +7,9 @@ from typing import get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from models.statistics.layers import SampleStatistics, SideLayout
+from models.statistics.moments import Floats, Moments
 from service.api.schemas import Level
-from service.statistics.layers import SampleStatistics, SideLayout
-from service.statistics.moments import Floats, Moments
 
 LEVELS: tuple[Level, ...] = get_args(Level)
 

@@ -26,6 +26,10 @@ class WantedOutput:
     statistic: StatisticOutput | None = None
     classes: int = 0
 
+    @property
+    def by_channel(self) -> bool:
+        return self.statistic is not None and self.statistic.channels_of is not None
+
 
 def choose_outputs(request: InferRequest, interface: ModelInterface, max_values: int) -> list[WantedOutput]:
     """The outputs in the order of the answer: as listed, or else the logits; then what `layer_statistics` adds.

@@ -1,5 +1,6 @@
 """An inference request of the protocol: JSON and binary data in, a request whose every tensor fits the model out. Knows no HTTP."""
 
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -173,7 +174,7 @@ def _read_shape(
     where = f"input {declared.name}"
     if entry.get("datatype") != declared.datatype:
         raise InvalidRequestError(
-            f"{where} has the datatype {str(entry.get('datatype'))[:40]}, the model takes {declared.datatype}",
+            f"{where} has the datatype {reprlib.repr(entry.get('datatype'))}, the model takes {declared.datatype}",
             value=entry.get("datatype"),
             limit=declared.datatype,
             remedy=f"send {declared.datatype}",
@@ -192,8 +193,8 @@ def _read_shape(
     if not fits:
         wanted = [before.get(dimension, dimension) for dimension in declared.dimensions]
         raise InvalidRequestError(
-            f"{where} has the shape {str(shape)[:100]}, the model takes {wanted}",
-            value=str(shape)[:200],
+            f"{where} has the shape {reprlib.repr(shape)}, the model takes {wanted}",
+            value=shape,
             limit=wanted,
             remedy="send that shape: one number from 1 for each dimension, the same for the same name",
         )

@@ -15,7 +15,7 @@ from service.engine.calls import Call, Outcome
 from service.engine.counters import Counters
 from service.engine.inputs import InputReader, Item, TensorInput
 from service.engine.model import ServedModel
-from service.errors import ClientGoneError, DeadlineExceededError, InvalidRequestError, ModelRunError, OverloadedError
+from service.errors import DeadlineExceededError, InvalidRequestError, ModelRunError, OverloadedError
 from service.settings import Settings
 from tests.conftest import SmallRepository
 from tests.networks import SENTENCES
@@ -215,20 +215,6 @@ def test_a_request_is_answered_at_its_deadline(text_model: ServedModel) -> None:
     with pytest.raises(DeadlineExceededError, match=r"0\.01 s"):
         asyncio.run(text_model.predict(["hello"], statistics=False, timeout_s=0.01))
     assert text_model.counters.snapshot().fail.count == 1
-
-
-def test_work_of_a_client_that_is_gone_is_dropped(readers: dict[str, InputReader]) -> None:
-    """What waits for a client that has gone meanwhile never reaches the runtime; its call ends, and its neighbours are answered."""
-
-    async def scenario(submit: Callable[..., Call], held: HeldRuns, batcher: Batcher) -> None:
-        kept, left = submit(tokens(1)), submit(tokens(2))
-        left.gone = lambda: True
-        held.release()
-        assert await outcomes_of(kept) == [1]
-        with pytest.raises(ClientGoneError):
-            await left.future
-
-    assert batched(readers["text"], scenario) == [[1]]
 
 
 @pytest.mark.parametrize(

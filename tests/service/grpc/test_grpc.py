@@ -4,17 +4,20 @@ import importlib.util
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from service.errors import OIP_STATUSES
 from tests.conftest import SmallRepository
 from tests.service.grpc.clients import __file__ as clients
 from tests.service.test_server import ROOT, process, read_until
+from tests.service.test_tracing import PARENT, TRACE, attributes, collector
 
 _PACKAGES = ("grpc", "grpc_health", "grpc_reflection", "tritonclient")
 _KEYS = {"NORMSCOPE_API_KEYS": "a-plain-key", "NORMSCOPE_ADMIN_API_KEYS": "an-admin-key"}
@@ -33,9 +36,16 @@ def _grpc_server(repository: SmallRepository, *arguments: str, **environment: st
         address = read_until(started, r"gRPC running on ([\d.]+:\d+)")[1]
         while httpx.get(f"{url}/readyz").status_code != 200:
             pass
+        threading.Thread(target=_drop, args=(started.stdout,)).start()
         yield {"TARGET_HTTP": url, "TARGET_GRPC": address, "TARGET_PROCESS": str(started.pid)}
         started.terminate()
         assert started.wait(60) == 0
+
+
+def _drop(log: Iterable[str]) -> None:
+    """Reads what a process writes: once the pipe was full, the process would stand still."""
+    for _ in log:
+        pass
 
 
 def _run_client(name: str, environment: dict[str, str]) -> None:
@@ -63,10 +73,40 @@ def server(small_repository: SmallRepository) -> Iterator[dict[str, str]]:
         yield started
 
 
-@pytest.mark.parametrize("name", ["triton_sync", "triton_aio", "stubs", "standard"])
+@pytest.mark.parametrize("name", ["triton_sync", "triton_aio", "stubs", "standard", "broken"])
 def test_client(server: dict[str, str], name: str) -> None:
     """What the client's own file promises."""
     _run_client(name, server)
+
+
+def test_clients_that_leave_and_a_server_that_stops(small_repository: SmallRepository) -> None:
+    """Calls that are cancelled, late, too many, or in hand at the end; the client starts servers whose runs it holds."""
+    _run_client("held", {"NORMSCOPE_MODEL_REPOSITORY": str(small_repository.folder)})
+
+
+def test_each_request_has_a_span(small_repository: SmallRepository) -> None:
+    """With a collector in the environment, each request over gRPC, also each of a stream, is one span by its method, below that of
+    the client, with code, model and id, and with its phases below it; health has none."""
+    with collector() as (address, got):
+        with _grpc_server(small_repository, OTEL_EXPORTER_OTLP_ENDPOINT=address) as server:
+            _run_client("traced", server | {"TRACEPARENT": f"00-{TRACE}-{PARENT}-01"})
+        spans = [span for request in got for part in request.resource_spans for scope in part.scope_spans for span in scope.spans]
+    calls = [span for span in spans if "/" in span.name and "." in span.name]
+    told = [(span.name.rpartition("/")[2], attributes(span), span.status.code) for span in calls]
+    codes = [(name, about["rpc.response.status_code"], about.get("normscope.model"), status) for name, about, status in told]
+    assert sorted(codes, key=str) == [
+        ("ModelInfer", "OK", "text", Status.STATUS_CODE_UNSET),
+        ("ModelReady", "OK", None, Status.STATUS_CODE_UNSET),
+        ("ModelStreamInfer", "NOT_FOUND", None, Status.STATUS_CODE_UNSET),
+        ("ModelStreamInfer", "OK", "text", Status.STATUS_CODE_UNSET),
+        ("SystemSharedMemoryStatus", "UNIMPLEMENTED", None, Status.STATUS_CODE_ERROR),
+    ]
+    (served,) = [span for span in calls if span.name == "inference.GRPCInferenceService/ModelInfer"]
+    assert (served.trace_id.hex(), served.parent_span_id.hex(), served.kind) == (TRACE, PARENT, Span.SPAN_KIND_SERVER)
+    assert (
+        attributes(served).items() >= {"rpc.system.name": "grpc", "rpc.method": served.name, "normscope.request_id": "r-3"}.items()
+    )
+    assert sorted(span.name for span in spans if span.parent_span_id == served.span_id) == ["inference", "prepare", "queue"]
 
 
 def test_keys(small_repository: SmallRepository) -> None:

@@ -212,6 +212,8 @@ def test_a_full_queue_is_503(small_repository: SmallRepository) -> None:
     [
         ("GET", "/v2/nope", 404),
         ("GET", "/v2/models/text/nope", 404),
+        ("GET", "/v2/models/text/", 404),  # and no redirect, which would lose the body
+        ("POST", "/v2/models/text/infer/", 404),
         ("GET", TEXT, 405),
         ("DELETE", "/v2", 405),
         ("GET", "/v2/repository/index", 405),

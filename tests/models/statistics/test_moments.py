@@ -1,22 +1,11 @@
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from service.statistics import reduction
-from service.statistics.moments import Moments, channel_moments, sample_dot
+from models.statistics.moments import Moments, channel_moments, sample_dot
 from tests.oracle import expected_side
-
-
-@pytest.fixture(autouse=True, params=["compiled", "numpy"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every test holds for the compiled reductions and for numpy's."""
-    if request.param == "numpy":
-        monkeypatch.setattr("service.statistics.moments.compiled", lambda: False)
-    elif not reduction.compiled():
-        pytest.skip("reduce.c is not compiled: no C compiler was found")
-
 
 _VALUES = st.floats(-1e6, 1e6, width=32)
 
@@ -107,7 +96,7 @@ def test_a_sample_does_not_depend_on_its_batch() -> None:
     np.testing.assert_array_equal(alone.mean[0], among.mean[2])
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None)
 @given(st.lists(hnp.arrays(np.float32, st.integers(1, 20), elements=_VALUES), min_size=1, max_size=5), st.randoms())
 def test_merging_equals_the_concatenation_in_any_order(parts: list[np.ndarray], random: object) -> None:
     """Merging is associative and commutative: any order gives the moments of all elements together."""
@@ -157,14 +146,3 @@ def test_other_precisions(dtype: type[np.floating]) -> None:
     moments = channel_moments(x, channel_axis=1)
     for n in range(2):
         _assert_close(moments.pool(axis=1), (n,), x[n])
-
-
-def test_ranges_are_pooled_as_by_themselves() -> None:
-    """Pooling neighbouring channels range by range gives what pooling each range alone gives."""
-    x = np.random.default_rng(6).standard_normal((2, 9, 6, 6)).astype(np.float32)
-    moments = channel_moments(x, channel_axis=1)
-    pooled = moments.pool_segments(np.array([0, 4, 5]))
-    for i, part in enumerate((slice(0, 4), slice(4, 5), slice(5, 9))):
-        alone = moments.columns(part).pool(axis=1)
-        for name in ("count", "mean", "m2", "minimum", "maximum", "zeros", "nonfinite"):
-            np.testing.assert_allclose(getattr(pooled, name)[:, i], getattr(alone, name), rtol=1e-12, atol=1e-15)

@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 
 from models.artifact import Layer
-from service.statistics.layers import SideLayout, batch_statistics
+from models.statistics.layers import BatchReducer, RunOutputs, SideLayout
 from tests.oracle import assert_pair, assert_side
 
 Arrays = dict[str, NDArray[np.float32]]
@@ -47,11 +47,11 @@ def activations(n: int = 3) -> tuple[Arrays, dict[str, NDArray[np.int64]]]:
 @pytest.mark.parametrize("threads", [None, 2])
 def test_each_sample_and_side_by_its_definition(threads: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stacked or alone, on one thread or two: every side of every sample is that of its own tensor."""
-    monkeypatch.setattr("service.statistics.layers._SHARED_ELEMENTS", 0)
+    monkeypatch.setattr("models.statistics.layers._SHARED_ELEMENTS", 0)
     layout = SideLayout((NORM, ADD, TOKENS))
     tensors, inputs = activations()
     with ThreadPoolExecutor(threads) as workers:
-        batch = batch_statistics(layout, tensors, inputs, workers if threads else None)
+        batch = BatchReducer(layout).reduce(RunOutputs(tensors), inputs, workers if threads else None)
     for i in range(3):
         described = batch.sample(i).describe(layout.layers, channels=False)
         real = inputs["mask"][i].astype(bool)
@@ -67,7 +67,7 @@ def test_nonfinite_values_blank_their_side_alone() -> None:
     layout = SideLayout((ADD,))
     tensors, inputs = activations()
     tensors["f"][1, 2, 0, 0] = np.nan
-    batch = batch_statistics(layout, tensors, inputs)
+    batch = BatchReducer(layout).reduce(RunOutputs(tensors), inputs)
     (described,) = batch.sample(1).describe(layout.layers, channels=True)
     assert described["residual"]["nonfinite"] == 1
     assert described["residual"]["count"] == 8 * 36
@@ -86,7 +86,7 @@ def test_relation_of_an_identity_of_zeros() -> None:
     layout = SideLayout((ADD,))
     tensors, inputs = activations()
     tensors["a"][0], tensors["f"][1] = 0, 0
-    batch = batch_statistics(layout, tensors, inputs)
+    batch = BatchReducer(layout).reduce(RunOutputs(tensors), inputs)
     first, second = (batch.sample(i).describe(layout.layers, channels=False)[0] for i in range(2))
     assert (first["residual_ratio"], first["cosine"]) == (None, None)
     assert (second["residual_ratio"], second["cosine"]) == (0.0, None)

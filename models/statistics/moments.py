@@ -1,6 +1,6 @@
 """Moments of activations: one tensor in, exact and mergeable statistics by sample and channel out. Knows no layers.
 
-Reduced by compiled code where it was built (`reduction.py`), else by numpy.
+By numpy, for what the compiled operator of `observe.c` does not reduce inside the graph, and where no compiler was at hand.
 
 With a (M,) the elements of one channel of one sample: mean = sum(a) / M, m2 = sum((a - mean)^2), from which
 
@@ -16,8 +16,6 @@ from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
-
-from service.statistics.reduction import compiled, reduce_rows, reduce_tokens
 
 Floats = NDArray[np.float64]
 Activations = NDArray[np.floating]
@@ -55,11 +53,6 @@ class Moments:
         return type(self)(*(getattr(self, f.name)[:, chosen] for f in fields(self)))
 
     @classmethod
-    def join(cls, parts: "list[Moments]") -> Self:
-        """Joins several (N, C) along the second axis."""
-        return cls(*(np.concatenate([getattr(part, f.name) for part in parts], 1) for f in fields(cls)))
-
-    @classmethod
     def stack(cls, parts: "list[Moments]", axis: int) -> Self:
         """Joins several along a new axis."""
         return cls(*(np.stack([getattr(part, f.name) for part in parts], axis) for f in fields(cls)))
@@ -85,22 +78,6 @@ class Moments:
             nonfinite=self.nonfinite.sum(axis),
         )
 
-    def pool_segments(self, starts: NDArray[np.int64]) -> Self:
-        """Merges neighbours along the second axis: from each start to the next. As `pool`, for many ranges at once."""
-        sizes = np.diff(starts, append=self.mean.shape[1])
-        count = np.add.reduceat(self.count, starts, 1)
-        mean = np.add.reduceat(self.count * self.mean, starts, 1) / np.maximum(count, 1)
-        between = self.count * (self.mean - np.repeat(mean, sizes, 1)) ** 2
-        return type(self)(
-            count=count,
-            mean=mean,
-            m2=np.add.reduceat(self.m2 + between, starts, 1),
-            minimum=np.minimum.reduceat(self.minimum, starts, 1),
-            maximum=np.maximum.reduceat(self.maximum, starts, 1),
-            zeros=np.add.reduceat(self.zeros, starts, 1),
-            nonfinite=np.add.reduceat(self.nonfinite, starts, 1),
-        )
-
     def merge(self, other: "Moments") -> Self:
         """The moments of both sets of elements together."""
         return type(self).stack([self, other], axis=0).pool(axis=0)
@@ -115,27 +92,12 @@ def channel_moments(x: Activations, channel_axis: int, mask: NDArray[np.bool_] |
         mask: bool (N, M) over the flattened remaining axes; False elements (padding) do not exist for the result.
     """
     x = x if x.dtype == np.float64 else x.astype(np.float32, copy=False)  # half precision holds no sums
-    if compiled() and x.dtype == np.float32:
-        return _compiled(x, channel_axis, mask)
     with np.errstate(invalid="ignore", over="ignore"):  # NaN and infinities are counted, not warned of
         if mask is not None and not mask.all():
             return _masked(np.moveaxis(x, channel_axis, -1), mask)
         if channel_axis % x.ndim == x.ndim - 1:
             return _dense(x.reshape(len(x), -1, x.shape[-1]), axis=1)
         return _dense(np.moveaxis(x, channel_axis, 1).reshape(len(x), x.shape[channel_axis], -1), axis=2)
-
-
-def _compiled(x: NDArray[np.float32], channel_axis: int, mask: NDArray[np.bool_] | None) -> Moments:
-    n, c = len(x), x.shape[channel_axis]
-    if mask is not None or channel_axis % x.ndim == x.ndim - 1:
-        tokens = np.ascontiguousarray(np.moveaxis(x, channel_axis, -1)).reshape(n, -1, c)
-        planes = reduce_tokens(tokens, mask if mask is None else np.ascontiguousarray(mask))
-        count = np.full((n, c), float(tokens.shape[1])) if mask is None else np.repeat(mask.sum(1, dtype=float)[:, None], c, axis=1)
-    else:
-        rows = np.ascontiguousarray(np.moveaxis(x, channel_axis, 1)).reshape(n * c, -1)
-        planes = reduce_rows(rows).reshape(-1, n, c)
-        count = np.full((n, c), float(rows.shape[1]))
-    return _without_nonfinite(Moments(count, *planes))
 
 
 def _dense(values: Activations, axis: int) -> Moments:

@@ -1,0 +1,237 @@
+"""Finds the normalizations that an exporter has written out as arithmetic: the graph in, one `Norm` for each pattern out.
+
+Rules, where Cast and Identity may lie between any two operators:
+    1. y = (x - m) / s is a layer norm and y = x / s an RMS norm, if rules 2 to 4 hold. Instead of dividing by s, y may be a product
+       with 1 / s: a Reciprocal, 1 divided by s, or a power of -0.5.
+    2. s is the square root (Sqrt, or a power of 0.5) of v + epsilon, and epsilon one constant number.
+    3. v is the ReduceMean of the square (Pow by 2, or Mul with itself) of what y divides: x - m, or for the RMS norm x. The
+       difference may be written out twice. m is the ReduceMean of x over the same axes as v.
+    4. The axes are the last ones, or the channels, axis 1, alone. A mean over the batch or over space is none of these norms.
+    5. gamma is the constant with an axis that y alone is multiplied by next, beta the one that is added after that; both may be
+       missing. A Cast before gamma belongs to the norm.
+    6. A group norm is a Reshape to (N, groups, ...), an InstanceNormalization with gamma 1 and beta 0, and a Reshape back; rule 5
+       holds for what follows. Its channels lie on axis 1.
+    7. Division by the root of a sum (the L2 norm of a vector) or by a constant (attention scores), and by the deviation of another
+       tensor, are not normalizations.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from models.instrument.graph import Graph, attribute
+from models.instrument.naming import module_path
+from models.instrument.norms import DEFAULT_EPSILON, Norm, NormKind
+
+_SAME_VALUES = ("Cast", "Identity")
+
+
+@dataclass(frozen=True)
+class _Quotient:
+    """y = `dividend` / sqrt(`variance` + `epsilon`): what rules 1 and 2 find."""
+
+    dividend: str
+    variance: str
+    epsilon: float
+
+
+def find_decomposed_norms(graph: Graph) -> list[Norm]:
+    """All norms of the rules, in the order of execution."""
+    found = (_group_norm(graph, node) or _layer_or_rms_norm(graph, node) for node in graph.nodes)
+    return [norm for norm in found if norm is not None]
+
+
+def _layer_or_rms_norm(graph: Graph, node: onnx.NodeProto) -> Norm | None:
+    quotient = _quotient(graph, node)
+    if quotient is None:
+        return None
+    mean_square = _made_by(graph, quotient.variance, "ReduceMean")
+    squared = None if mean_square is None else _squared(graph, mean_square.input[0])
+    if mean_square is None or squared is None:
+        return None
+    axes = _axes(graph, mean_square)
+    centred = _centred(graph, quotient.dividend, axes)
+    if centred is not None and _centred(graph, squared, axes) == centred:
+        kind: NormKind = "layer_norm"
+        before = centred
+    elif _origin(graph, squared) == _origin(graph, quotient.dividend):
+        kind, before = "rms_norm", _origin(graph, quotient.dividend)
+    else:
+        return None
+    last_axis = _is_over_last_axes(graph, before, axes)
+    if not last_axis and axes != (1,):
+        return None
+    return _with_affine(graph, [mean_square, node], kind, before, quotient.epsilon, last_axis=last_axis)
+
+
+def _quotient(graph: Graph, node: onnx.NodeProto) -> _Quotient | None:
+    """Rules 1 and 2."""
+    if node.op_type == "Div":
+        return _over_root(graph, node.input[0], node.input[1])
+    if node.op_type != "Mul":
+        return None
+    for dividend, factor in (node.input, reversed(node.input)):
+        inverse = _producer(graph, factor)
+        if inverse is None:
+            continue
+        root: str | None = None
+        if inverse.op_type == "Reciprocal":
+            root = inverse.input[0]
+        elif inverse.op_type == "Div" and _number(graph, inverse.input[0]) == 1:
+            root = inverse.input[1]
+        if root is not None and (found := _over_root(graph, dividend, root)):
+            return found
+        if inverse.op_type == "Pow" and _number(graph, inverse.input[1]) == -0.5:
+            return _over_shifted(graph, dividend, inverse.input[0])
+    return None
+
+
+def _over_root(graph: Graph, dividend: str, divisor: str) -> _Quotient | None:
+    root = _producer(graph, divisor)
+    if root is None or not (root.op_type == "Sqrt" or (root.op_type == "Pow" and _number(graph, root.input[1]) == 0.5)):
+        return None
+    return _over_shifted(graph, dividend, root.input[0])
+
+
+def _over_shifted(graph: Graph, dividend: str, shifted: str) -> _Quotient | None:
+    add = _made_by(graph, shifted, "Add")
+    if add is None:
+        return None
+    for variance, shift in (add.input, reversed(add.input)):
+        epsilon = _number(graph, shift)
+        if epsilon is not None:
+            return _Quotient(dividend, variance, epsilon)
+    return None
+
+
+def _squared(graph: Graph, tensor: str) -> str | None:
+    """What `tensor` is the square of."""
+    node = _producer(graph, tensor)
+    if node is None:
+        return None
+    if node.op_type == "Pow" and _number(graph, node.input[1]) == 2:
+        return node.input[0]
+    return node.input[0] if node.op_type == "Mul" and node.input[0] == node.input[1] else None
+
+
+def _centred(graph: Graph, tensor: str, axes: tuple[int, ...] | None) -> str | None:
+    """x, if `tensor` is x minus its mean over these axes."""
+    difference = _made_by(graph, tensor, "Sub")
+    if difference is None:
+        return None
+    mean = _made_by(graph, difference.input[1], "ReduceMean")
+    x = _origin(graph, difference.input[0])
+    if mean is None or _origin(graph, mean.input[0]) != x or _axes(graph, mean) != axes:
+        return None
+    return x
+
+
+def _group_norm(graph: Graph, node: onnx.NodeProto) -> Norm | None:
+    """Rule 6."""
+    if node.op_type != "InstanceNormalization":
+        return None
+    into = _made_by(graph, node.input[0], "Reshape")
+    back = _only_reader(graph, node.output[0])
+    gamma, beta = (graph.constant(name) for name in node.input[1:3])
+    if into is None or back is None or back.op_type != "Reshape" or gamma is None or beta is None:
+        return None
+    if not (np.all(gamma == 1) and np.all(beta == 0)):
+        return None
+    epsilon = attribute(node, "epsilon", DEFAULT_EPSILON)
+    assert isinstance(epsilon, float)  # by the operator's schema
+    return _with_affine(graph, [into, node, back], "group_norm", into.input[0], epsilon, last_axis=False)
+
+
+def _with_affine(
+    graph: Graph, nodes: list[onnx.NodeProto], kind: NormKind, before: str, epsilon: float, *, last_axis: bool
+) -> Norm:
+    """Rule 5; the last of `nodes` makes the normalized values."""
+    gamma = beta = None
+    scale, factor = _affine_step(graph, nodes[-1].output[0], "Mul")
+    if scale is not None:
+        nodes, gamma = [*nodes, scale], _flat(graph, factor)
+    shift, term = _affine_step(graph, nodes[-1].output[0], "Add")
+    if shift is not None:
+        nodes, beta = [*nodes, shift], _flat(graph, term)
+    return Norm(
+        nodes=tuple(nodes),
+        name=module_path(nodes),
+        kind=kind,
+        before=before,
+        after=nodes[-1].output[0],
+        last_axis=last_axis,
+        epsilon=epsilon,
+        gamma=gamma,
+        beta=beta,
+    )
+
+
+def _affine_step(graph: Graph, tensor: str, operator: str) -> tuple[onnx.NodeProto | None, str]:
+    """The operator that alone reads `tensor`, and the constant that it joins to it."""
+    node = _only_reader(graph, tensor)
+    if node is not None and node.op_type in _SAME_VALUES:
+        tensor = node.output[0]
+        node = _only_reader(graph, tensor)
+    if node is None or node.op_type != operator:
+        return None, ""
+    other = node.input[1] if node.input[0] == tensor else node.input[0]
+    return (node, other) if graph.is_constant(other) and _has_axis(graph, other) else (None, "")
+
+
+def _has_axis(graph: Graph, tensor: str) -> bool:
+    value, shape = graph.constant(tensor), graph.shape(tensor)
+    return value.ndim > 0 if value is not None else bool(shape)
+
+
+def _flat(graph: Graph, tensor: str) -> NDArray[np.float64] | None:
+    value = graph.constant(tensor)
+    return None if value is None else value.astype(np.float64).reshape(-1)
+
+
+def _only_reader(graph: Graph, tensor: str) -> onnx.NodeProto | None:
+    readers = graph.readers(tensor)
+    return readers[0] if len(readers) == 1 else None
+
+
+def _origin(graph: Graph, tensor: str) -> str:
+    """The tensor that holds the same values before any Cast."""
+    node = graph.producer(tensor)
+    while node is not None and node.op_type in _SAME_VALUES:
+        tensor = node.input[0]
+        node = graph.producer(tensor)
+    return tensor
+
+
+def _producer(graph: Graph, tensor: str) -> onnx.NodeProto | None:
+    return graph.producer(_origin(graph, tensor))
+
+
+def _made_by(graph: Graph, tensor: str, operator: str) -> onnx.NodeProto | None:
+    node = _producer(graph, tensor)
+    return node if node is not None and node.op_type == operator else None
+
+
+def _number(graph: Graph, tensor: str) -> float | None:
+    value = graph.constant(tensor)
+    return None if value is None or value.size != 1 else float(value.reshape(()))
+
+
+def _axes(graph: Graph, reduction: onnx.NodeProto) -> tuple[int, ...] | None:
+    """Sorted axes, an attribute up to opset 17 and an input since; None for all axes, or where the graph computes them."""
+    value = graph.constant(reduction.input[1]) if len(reduction.input) > 1 and reduction.input[1] else None
+    axes: Sequence[int] = value.reshape(-1).tolist() if value is not None else attribute(reduction, "axes", ())  # type: ignore[assignment]  # a list of integers, by the schema
+    shape = graph.shape(reduction.input[0])
+    if shape is not None:
+        axes = [axis % len(shape) for axis in axes]
+    return tuple(sorted(axes)) or None
+
+
+def _is_over_last_axes(graph: Graph, tensor: str, axes: tuple[int, ...] | None) -> bool:
+    if axes is None:
+        return False
+    shape = graph.shape(tensor)
+    end = len(shape) if shape is not None and axes[0] >= 0 else 0
+    return axes == tuple(range(end - len(axes), end)) and (shape is None or len(axes) < len(shape))

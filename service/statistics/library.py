@@ -1,0 +1,53 @@
+"""The compiled operator of `observe.c`, where a compiler was at hand; without it numpy reduces, several times slower.
+
+`python -m service.statistics.library` compiles it. `make serve` and the image do so by themselves. ONNX Runtime loads the library
+into the sessions that need it; it needs headers neither of Python nor of ONNX Runtime.
+"""
+
+import ctypes
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+_SOURCE = Path(__file__).with_name("observe.c")
+_LIBRARY = _SOURCE.with_suffix(".so")
+_FLAGS = ("-O3", "-std=c11", "-shared", "-fPIC", "-ffp-contract=off")
+_log = logging.getLogger("normscope")
+
+
+@cache
+def library() -> Path | None:
+    """The library, if it was built and can be loaded."""
+    if not _LIBRARY.exists():
+        return None
+    try:
+        ctypes.CDLL(str(_LIBRARY))
+    except OSError as error:  # built for another machine
+        _log.warning("%s cannot be loaded, numpy reduces instead: %s", _LIBRARY.name, error)
+        return None
+    return _LIBRARY
+
+
+def build() -> str:
+    """Compiles the library beside its source, and tells what came of it; a compiler that is missing or fails is no error."""
+    named = os.environ.get("CC", "")
+    compiler = next((path for name in (named, "cc", "gcc", "clang") if name and (path := shutil.which(name))), None)
+    if compiler is None:
+        return "no C compiler: numpy computes the statistics, several times slower"
+    fresh = _LIBRARY.with_suffix(f".{os.getpid()}")
+    try:
+        done = subprocess.run([compiler, *_FLAGS, "-o", fresh, _SOURCE, "-lm"], capture_output=True, text=True, check=False)
+        if done.returncode:
+            return f"{compiler} failed: numpy computes the statistics, several times slower\n{done.stderr.strip()}"
+        fresh.replace(_LIBRARY)  # at once, so that a service that starts meanwhile sees all of it or nothing
+    finally:
+        fresh.unlink(missing_ok=True)
+    return f"{_LIBRARY.name} is built"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(build() + "\n")

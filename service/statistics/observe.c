@@ -1,0 +1,494 @@
+/* The operator `Observe` of ONNX Runtime graphs: activations in, their moments out, in one visit of memory while they are in the cache.
+ *
+ * Inputs: x float32 (N, ...); optional scale and shift float32 (C), identity float32 like x, mask int64 (N, M) of tokens, wanted bool (1).
+ * Attributes: layout (below), block, channels (the extent C, where the tensor is padded), sum (whether the sum is a row).
+ * Rows: x; with scale y = scale * x + shift per channel, whose moments follow from those of x but for the zeros; with identity the
+ * identity; with sum y + identity (x + identity without scale), which is made on the way and never stored.
+ * Outputs: summary double (N, 7 * rows + 2): for each row count, mean, m2 = sum((a - mean)^2), minimum, maximum, zeros, nonfinite; then
+ * the dot product of y and identity, then C. channels float32 (N, rows * 6 * C) if wanted, else (N, 0): for each row mean, std, minimum,
+ * maximum, zeros and nonfinite, each of C. Where nonfinite (NaN and infinities) is above 0, mean, m2, std, minimum and maximum are NaN.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "lanes.h"
+#include "onnxruntime_abi.h"
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define EVERY_CPU __attribute__((target_clones("arch=x86-64-v3", "default")))
+#else
+#define EVERY_CPU
+#endif
+#if defined(__GNUC__)
+#define INLINED static inline __attribute__((always_inline)) /* into the clones for each kind of processor */
+#else
+#define INLINED static inline
+#endif
+
+#define MOST_ROWS 4
+#define MOST_AXES 8
+#define FIELDS 7 /* of a row of the summary */
+#define LISTED 6 /* of a channel */
+#define PIECE 64           /* steps: a piece of both inputs and their sum stays in the first cache */
+#define MOST_TASKS 16      /* of one run, shared by the threads */
+#define ELEMENTS_ALONE 16384 /* less is not worth waking another thread */
+
+enum { CHANNELS_FIRST = 0, CHANNELS_LAST = 1, BLOCKED = 2 }; /* (N, C, ...), (N, ..., C), (N, C / block, ..., block) */
+
+typedef struct {
+    double count, mean, m2, minimum, maximum, zeros, nonfinite;
+} Moments;
+
+typedef struct {
+    OrtTable ort;
+    int64_t layout, block, channels, sum;
+} Kernel;
+
+typedef struct {
+    const float *data;
+    int64_t extents[MOST_AXES];
+    size_t axes;
+} Tensor;
+
+/* One run of one node. A unit of work is one sample and one channel, eight channels (`by_lane`) or all of them. */
+typedef struct {
+    const Kernel *kernel;
+    const float *x, *identity, *scale, *shift;
+    const int64_t *mask;
+    int64_t samples, channels, padded, elements; /* elements: of each channel and sample */
+    int64_t units_each, units, tasks;
+    int rows, by_lane;
+    Moments *moments; /* (units, rows) */
+    double *dots;     /* (units) */
+    float *wanted;    /* channels, or NULL */
+} Run;
+
+typedef struct {
+    const Run *run;
+    int64_t count;
+    Lanes x, identity, sum;
+    Pair pair;
+    double nonfinite[MOST_ROWS][LANES];
+} Unit;
+
+typedef void (*Visit)(Unit *, int64_t offset, int64_t steps, int64_t stride, int lanes);
+
+static const Kernels *kernels;
+
+static void begin(Lanes *lanes, int l, float origin) {
+    lanes->origin[l] = isfinite(origin) ? origin : 0;
+    lanes->low[l] = INFINITY;
+    lanes->high[l] = -INFINITY;
+}
+
+/* Where columns are one group they share an origin. */
+static void begin_unit(Unit *unit, int64_t offset, int lanes) {
+    const Run *run = unit->run;
+    for (int l = 0; l < LANES; l++) {
+        const int64_t at = offset + (run->by_lane && l < lanes ? l : 0);
+        begin(&unit->x, l, run->x[at]);
+        if (run->identity) {
+            begin(&unit->identity, l, run->identity[at]);
+            begin(&unit->sum, l, fmaf(unit->pair.scale[l], run->x[at], unit->pair.shift[l]) + run->identity[at]);
+        }
+    }
+}
+
+static void take_columns(Unit *unit, const float *x, const float *identity, int64_t steps, int64_t stride, int lanes) {
+    for (int64_t i = 0; i < steps; i++)
+        for (int l = 0; l < lanes; l++) {
+            const int64_t at = i * stride + l;
+            const float sum = add_one(&unit->pair, l, x[at], identity ? identity[at] : 0);
+            take_one(&unit->x, l, x[at]);
+            if (!identity) continue;
+            take_one(&unit->identity, l, identity[at]);
+            take_one(&unit->sum, l, sum);
+        }
+}
+
+static void visit(Unit *unit, int64_t offset, int64_t steps, int64_t stride, int lanes) {
+    const Run *run = unit->run;
+    const float *x = run->x + offset, *identity = run->identity ? run->identity + offset : NULL;
+    float sums[PIECE * LANES];
+    if (!unit->count) begin_unit(unit, offset, lanes);
+    unit->count += run->by_lane ? steps : steps * lanes;
+    if (lanes < LANES) {
+        take_columns(unit, x, identity, steps, stride, lanes);
+        return;
+    }
+    for (; steps > 0; steps -= PIECE, x += PIECE * stride) {
+        const int64_t some = steps < PIECE ? steps : PIECE;
+        kernels->take(&unit->x, x, some, stride);
+        if (identity) {
+            kernels->add(&unit->pair, x, identity, some, stride, sums);
+            kernels->take(&unit->identity, identity, some, stride);
+            if (run->kernel->sum) kernels->take(&unit->sum, sums, some, LANES);
+            identity += PIECE * stride;
+        } else if (run->scale) {
+            kernels->count_zeros(&unit->pair, x, some, stride);
+        }
+    }
+}
+
+/* The second visit of the few units in which something is not finite. */
+static void count_nonfinite(Unit *unit, int64_t offset, int64_t steps, int64_t stride, int lanes) {
+    const Run *run = unit->run;
+    for (int64_t i = 0; i < steps; i++)
+        for (int l = 0; l < lanes; l++) {
+            const int64_t at = offset + i * stride + l;
+            const float y = fmaf(unit->pair.scale[l], run->x[at], unit->pair.shift[l]);
+            int row = 0;
+            unit->nonfinite[row++][l] += !isfinite(run->x[at]);
+            if (run->scale) unit->nonfinite[row++][l] += !isfinite(y);
+            if (!run->identity) continue;
+            unit->nonfinite[row++][l] += !isfinite(run->identity[at]);
+            unit->nonfinite[row][l] += !isfinite(y + run->identity[at]);
+        }
+}
+
+/* Pieces of one length in one piece of memory, taken as columns of eight. */
+static void walk_line(Unit *unit, Visit each, int64_t offset, int64_t length) {
+    if (length >= LANES) each(unit, offset, length / LANES, LANES, LANES);
+    if (length % LANES) each(unit, offset + length / LANES * LANES, 1, LANES, (int)(length % LANES));
+}
+
+/* Calls `each` with every piece of a unit; a token whose mask is 0 is in none. */
+static void walk(Unit *unit, int64_t number, Visit each) {
+    const Run *run = unit->run;
+    const int64_t sample = number / run->units_each, part = number % run->units_each, m = run->elements;
+    if (run->kernel->layout == BLOCKED) {
+        const int64_t block = run->kernel->block, first = part * LANES;
+        each(unit, (sample * run->padded + first / block * block) * m + first % block, m, block, LANES);
+    } else if (run->kernel->layout == CHANNELS_FIRST) {
+        walk_line(unit, each, (sample * run->channels + part) * m, m);
+    } else {
+        const int64_t c = run->channels, *mask = run->mask ? run->mask + sample * m : NULL;
+        const int64_t lanes = c - part * LANES < LANES ? c - part * LANES : LANES;
+        for (int64_t token = 0; token < m;) {
+            int64_t end = token;
+            while (end < m && (!mask || mask[end])) end++;
+            if (end > token && run->by_lane)
+                each(unit, (sample * m + token) * c + part * LANES, end - token, c, (int)lanes);
+            else if (end > token)
+                walk_line(unit, each, (sample * m + token) * c, (end - token) * c);
+            token = end + 1;
+        }
+    }
+}
+
+/* Of up to eight groups of one size; a field of all of them lies in one piece. */
+typedef struct {
+    double mean[LANES], m2[LANES], minimum[LANES], maximum[LANES], zeros[LANES], nonfinite[LANES];
+} Groups;
+
+INLINED void moments_of_lanes(const Lanes *lanes, double count, Groups *groups) {
+    const double part = 1 / count;
+    for (int l = 0; l < LANES; l++) {
+        const double mean = lanes->sum[l] * part, m2 = lanes->squares[l] - mean * lanes->sum[l];
+        groups->mean[l] = lanes->origin[l] + mean;
+        groups->m2[l] = m2 > 0 ? m2 : 0;
+        groups->minimum[l] = lanes->low[l];
+        groups->maximum[l] = lanes->high[l];
+        groups->zeros[l] = lanes->zeros[l];
+        groups->nonfinite[l] = 0;
+    }
+}
+
+/* Of y = scale * x + shift. */
+INLINED void map_moments(const Groups *of, const Pair *pair, Groups *groups) {
+    for (int l = 0; l < LANES; l++) {
+        const float scale = pair->scale[l], shift = pair->shift[l];
+        const float a = fmaf(scale, (float)of->minimum[l], shift), b = fmaf(scale, (float)of->maximum[l], shift);
+        groups->mean[l] = scale * of->mean[l] + shift;
+        groups->m2[l] = (double)scale * scale * of->m2[l];
+        groups->minimum[l] = a < b ? a : b;
+        groups->maximum[l] = a < b ? b : a;
+        groups->zeros[l] = pair->zeros[l];
+        groups->nonfinite[l] = 0;
+    }
+}
+
+/* Columns of one group become its only one. */
+INLINED void fold_lanes(Lanes *lanes) {
+    for (int l = 1; l < LANES; l++) {
+        lanes->sum[0] += lanes->sum[l];
+        lanes->squares[0] += lanes->squares[l];
+        lanes->low[0] = lanes->low[l] < lanes->low[0] ? lanes->low[l] : lanes->low[0];
+        lanes->high[0] = lanes->high[l] > lanes->high[0] ? lanes->high[l] : lanes->high[0];
+        lanes->zeros[0] += lanes->zeros[l];
+    }
+}
+
+INLINED void fold_unit(Unit *unit) {
+    fold_lanes(&unit->x);
+    fold_lanes(&unit->identity);
+    fold_lanes(&unit->sum);
+    for (int l = 1; l < LANES; l++) unit->pair.zeros[0] += unit->pair.zeros[l];
+}
+
+INLINED int all_finite(const Groups *groups, int number) {
+    double all = 0; /* times anything finite */
+    for (int l = 0; l < number; l++) all += 0 * groups->mean[l] + 0 * groups->minimum[l] + 0 * groups->maximum[l];
+    return all == 0;
+}
+
+/* All groups of a unit are of one size. */
+INLINED Moments pool(const Groups *groups, int number, double count) {
+    Moments all = {count * number, 0, 0, INFINITY, -INFINITY, 0, 0};
+    for (int l = 0; l < number; l++) {
+        all.mean += groups->mean[l];
+        all.m2 += groups->m2[l];
+        all.minimum = groups->minimum[l] < all.minimum ? groups->minimum[l] : all.minimum;
+        all.maximum = groups->maximum[l] > all.maximum ? groups->maximum[l] : all.maximum;
+        all.zeros += groups->zeros[l];
+        all.nonfinite += groups->nonfinite[l];
+    }
+    all.mean /= number;
+    for (int l = 0; l < number; l++) {
+        const double between = groups->mean[l] - all.mean;
+        all.m2 += count * between * between;
+    }
+    return all;
+}
+
+/* Chan, Golub & LeVeque 1979, equation 2.1. */
+static void merge(Moments *into, const Moments *other) {
+    const double count = into->count + other->count, between = other->mean - into->mean, share = other->count / count;
+    if (!other->count) return;
+    if (!into->count) {
+        *into = *other;
+        return;
+    }
+    into->mean += between * share;
+    into->m2 += other->m2 + between * between * into->count * share;
+    into->minimum = other->minimum < into->minimum ? other->minimum : into->minimum;
+    into->maximum = other->maximum > into->maximum ? other->maximum : into->maximum;
+    into->zeros += other->zeros;
+    into->nonfinite += other->nonfinite;
+    into->count = count;
+}
+
+INLINED void list_channels(const Groups *groups, int number, double count, int64_t channels, float *out) {
+    const double part = count > 0 ? 1 / count : 0;
+    for (int l = 0; l < number; l++) {
+        const int blank = groups->nonfinite[l] > 0;
+        const double std = sqrt(groups->m2[l] * part);
+        out[l] = blank ? NAN : (float)groups->mean[l];
+        out[channels + l] = blank ? NAN : (float)std;
+        out[2 * channels + l] = blank ? NAN : (float)groups->minimum[l];
+        out[3 * channels + l] = blank ? NAN : (float)groups->maximum[l];
+        out[4 * channels + l] = (float)groups->zeros[l];
+        out[5 * channels + l] = (float)groups->nonfinite[l];
+    }
+}
+
+static const Groups NOTHING = {.minimum = {INFINITY, INFINITY, INFINITY, INFINITY, INFINITY, INFINITY, INFINITY, INFINITY},
+                               .maximum = {-INFINITY, -INFINITY, -INFINITY, -INFINITY, -INFINITY, -INFINITY, -INFINITY, -INFINITY}};
+
+EVERY_CPU static void run_unit(const Run *run, int64_t number) {
+    const int64_t part = number % run->units_each, first = run->by_lane ? part * LANES : part;
+    const int groups = !run->by_lane ? 1 : run->channels - first < LANES ? (int)(run->channels - first) : LANES;
+    Groups rows[MOST_ROWS];
+    Unit unit;
+    memset(&unit, 0, sizeof unit);
+    unit.run = run;
+    for (int l = 0; l < LANES; l++) {
+        const int64_t channel = run->by_lane && l < groups ? first + l : first;
+        unit.pair.scale[l] = run->scale ? run->scale[channel] : 1;
+        unit.pair.shift[l] = run->scale ? run->shift[channel] : 0;
+    }
+    walk(&unit, number, visit);
+    const double count = (double)unit.count;
+    if (unit.count) {
+        int row = 0, finite = 1;
+        if (!run->by_lane) fold_unit(&unit);
+        moments_of_lanes(&unit.x, count, &rows[row++]);
+        if (run->scale) map_moments(&rows[0], &unit.pair, &rows[row++]);
+        if (run->identity) moments_of_lanes(&unit.identity, count, &rows[row++]);
+        if (run->kernel->sum) moments_of_lanes(&unit.sum, count, &rows[row++]);
+        for (int i = 0; i < run->rows; i++) finite &= all_finite(&rows[i], groups);
+        if (!finite) {
+            walk(&unit, number, count_nonfinite);
+            for (int i = 0; i < run->rows; i++)
+                for (int l = 0; l < LANES; l++) rows[i].nonfinite[run->by_lane ? l : 0] += unit.nonfinite[i][l];
+        }
+        for (int l = 0; l < LANES; l++) run->dots[number] += unit.pair.dot[l];
+    } else {
+        for (int i = 0; i < run->rows; i++) rows[i] = NOTHING;
+    }
+    for (int i = 0; i < run->rows; i++) {
+        run->moments[number * run->rows + i] = pool(&rows[i], groups, count);
+        if (run->wanted) {
+            const int64_t row = number / run->units_each * run->rows + i;
+            list_channels(&rows[i], groups, count, run->channels, run->wanted + row * LISTED * run->channels + first);
+        }
+    }
+}
+
+static void blank_nonfinite(Moments *of) {
+    if (of->nonfinite > 0) of->mean = of->m2 = of->minimum = of->maximum = NAN;
+}
+
+static void run_task(void *state, size_t task) {
+    const Run *run = state;
+    const int64_t end = run->units * ((int64_t)task + 1) / run->tasks;
+    for (int64_t unit = run->units * (int64_t)task / run->tasks; unit < end; unit++) run_unit(run, unit);
+}
+
+static void summarize(const Run *run, double *out) {
+    for (int64_t sample = 0; sample < run->samples; sample++, out += run->rows * FIELDS + 2) {
+        double dot = 0;
+        Moments rows[MOST_ROWS];
+        for (int i = 0; i < run->rows; i++) rows[i] = (Moments){0, 0, 0, INFINITY, -INFINITY, 0, 0};
+        for (int64_t unit = sample * run->units_each; unit < (sample + 1) * run->units_each; unit++) {
+            dot += run->dots[unit];
+            for (int i = 0; i < run->rows; i++) merge(rows + i, run->moments + unit * run->rows + i);
+        }
+        for (int i = 0; i < run->rows; i++) blank_nonfinite(rows + i);
+        memcpy(out, rows, (size_t)run->rows * sizeof *rows);
+        out[run->rows * FIELDS] = dot;
+        out[run->rows * FIELDS + 1] = (double)run->channels;
+    }
+}
+
+#define TRY(call)                  \
+    do {                           \
+        OrtStatus *failed = call;  \
+        if (failed) return failed; \
+    } while (0)
+
+static OrtStatus *read_input(const Kernel *kernel, OrtContext *context, size_t position, Tensor *tensor) {
+    const OrtTable ort = kernel->ort;
+    const OrtValue *value = NULL;
+    OrtShape *shape;
+    OrtStatus *failed;
+    memset(tensor, 0, sizeof *tensor);
+    TRY(INPUT(ort)(context, position, &value));
+    if (!value) return NULL; /* an optional one that is absent */
+    TRY(MUTABLE_DATA(ort)(value, (void **)&tensor->data));
+    TRY(SHAPE_OF(ort)(value, &shape));
+    failed = RANK(ort)(shape, &tensor->axes);
+    if (!failed && tensor->axes > MOST_AXES) failed = CREATE_STATUS(ort)(INVALID_ARGUMENT, "Observe takes tensors of at most 8 axes");
+    if (!failed) failed = EXTENTS(ort)(shape, tensor->extents, tensor->axes);
+    RELEASE_SHAPE(ort)(shape);
+    return failed;
+}
+
+static int64_t product(const Tensor *tensor, size_t from, size_t to) {
+    int64_t all = 1;
+    for (size_t i = from; i < to; i++) all *= tensor->extents[i];
+    return all;
+}
+
+static OrtStatus *compute(void *state, OrtContext *context) {
+    const Kernel *kernel = state;
+    const OrtTable ort = kernel->ort;
+    const int last = kernel->layout == CHANNELS_LAST;
+    Tensor x, scale, shift, identity, mask, wanted;
+    TRY(read_input(kernel, context, 0, &x));
+    TRY(read_input(kernel, context, 1, &scale));
+    TRY(read_input(kernel, context, 2, &shift));
+    TRY(read_input(kernel, context, 3, &identity));
+    TRY(read_input(kernel, context, 4, &mask));
+    TRY(read_input(kernel, context, 5, &wanted));
+    if (x.axes < 2) return CREATE_STATUS(ort)(INVALID_ARGUMENT, "Observe takes tensors of at least 2 axes");
+
+    Run run = {.kernel = kernel, .x = x.data, .identity = identity.data, .scale = scale.data, .shift = shift.data};
+    run.mask = (const int64_t *)(const void *)mask.data;
+    run.samples = x.extents[0];
+    run.padded = last ? x.extents[x.axes - 1] : x.extents[1];
+    run.channels = kernel->layout == BLOCKED ? kernel->channels : run.padded;
+    run.elements = last ? product(&x, 1, x.axes - 1) : product(&x, 2, x.axes);
+    run.rows = 1 + (scale.data != NULL) + (identity.data != NULL) + (int)kernel->sum;
+    const int listed = wanted.data && *(const uint8_t *)(const void *)wanted.data;
+    run.by_lane = kernel->layout == BLOCKED || (last && listed);
+    run.units_each = run.by_lane ? (run.channels + LANES - 1) / LANES : last ? 1 : run.channels;
+    run.units = run.samples * run.units_each;
+
+    const int same = x.axes == identity.axes && !memcmp(x.extents, identity.extents, sizeof x.extents);
+    if ((identity.data && !same) || (mask.data && product(&mask, 0, mask.axes) != run.samples * run.elements) ||
+        (scale.data && (product(&scale, 0, scale.axes) != run.channels || product(&shift, 0, shift.axes) != run.channels)))
+        return CREATE_STATUS(ort)(INVALID_ARGUMENT, "Observe: the extents of the inputs do not fit each other");
+
+    OrtValue *summary, *channels;
+    double *sums;
+    const int64_t width = run.rows * FIELDS;
+    TRY(OUTPUT(ort)(context, 0, (int64_t[]){run.samples, width + 2}, 2, &summary));
+    TRY(OUTPUT(ort)(context, 1, (int64_t[]){run.samples, listed ? run.rows * LISTED * run.channels : 0}, 2, &channels));
+    TRY(MUTABLE_DATA(ort)(summary, (void **)&sums));
+    if (listed) TRY(MUTABLE_DATA(ort)(channels, (void **)&run.wanted));
+
+    const size_t size = (size_t)run.units * ((size_t)run.rows * sizeof(Moments) + sizeof(double));
+    run.moments = calloc(1, size ? size : 1);
+    if (!run.moments) return CREATE_STATUS(ort)(INVALID_ARGUMENT, "Observe: out of memory");
+    run.dots = (double *)(run.moments + run.units * run.rows);
+    OrtStatus *failed = NULL;
+    run.tasks = run.samples * run.padded * run.elements < ELEMENTS_ALONE ? 1 : run.units < MOST_TASKS ? run.units : MOST_TASKS;
+    if (run.tasks > 1)
+        failed = PARALLEL(ort)(context, run_task, (size_t)run.tasks, 0, &run);
+    else
+        run_task(&run, 0);
+    if (!failed) summarize(&run, sums);
+    free(run.moments);
+    return failed;
+}
+
+static OrtStatus *prepare(const Operator *operator, OrtTable ort, const OrtKernelInfo *info, void **state) {
+    (void)operator;
+    Kernel kernel = {.ort = ort};
+    TRY(ATTRIBUTE(ort)(info, "layout", &kernel.layout));
+    TRY(ATTRIBUTE(ort)(info, "block", &kernel.block));
+    TRY(ATTRIBUTE(ort)(info, "channels", &kernel.channels));
+    TRY(ATTRIBUTE(ort)(info, "sum", &kernel.sum));
+    if (kernel.layout == BLOCKED && (kernel.block < LANES || kernel.block % LANES))
+        return CREATE_STATUS(ort)(INVALID_ARGUMENT, "Observe: a block is a multiple of 8 channels");
+    *state = malloc(sizeof kernel);
+    if (!*state) return CREATE_STATUS(ort)(INVALID_ARGUMENT, "Observe: out of memory");
+    memcpy(*state, &kernel, sizeof kernel);
+    return NULL;
+}
+
+static const char *name(const Operator *operator) { return (void)operator, "Observe"; }
+static const char *provider(const Operator *operator) { return (void)operator, NULL; }
+static size_t inputs(const Operator *operator) { return (void)operator, 6; }
+static size_t outputs(const Operator *operator) { return (void)operator, 2; }
+static int input_type(const Operator *operator, size_t i) { return (void)operator, i == 4 ? INT64 : i == 5 ? BOOL : FLOAT; }
+static int output_type(const Operator *operator, size_t i) { return (void)operator, i ? FLOAT : DOUBLE; }
+static int input_kind(const Operator *operator, size_t i) { return (void)operator, i ? OPTIONAL : REQUIRED; }
+static int output_kind(const Operator *operator, size_t i) { return (void)operator, (void)i, REQUIRED; }
+static int memory(const Operator *operator, size_t i) { return (void)operator, (void)i, 0; }
+static int one(const Operator *operator) { return (void)operator, 1; }
+static int any(const Operator *operator) { return (void)operator, INT32_MAX; }
+
+static const Operator OBSERVE = {
+    .version = INTERFACE_VERSION,
+    .name = name,
+    .provider = provider,
+    .input_type = input_type,
+    .inputs = inputs,
+    .output_type = output_type,
+    .outputs = outputs,
+    .destroy = free,
+    .input_kind = input_kind,
+    .output_kind = output_kind,
+    .input_memory = memory,
+    .variadic = {one, one, one, one},
+    .prepare = prepare,
+    .run = compute,
+    .first_version = one,
+    .last_version = any,
+};
+
+/* What ONNX Runtime calls when the library is registered with the options of a session. */
+OrtStatus *RegisterCustomOps(OrtOptions *options, const OrtBase *base) {
+    static OrtDomain *domain; /* lives as long as the process: sessions refer to it */
+    const OrtTable ort = base->table_of_version(INTERFACE_VERSION);
+    kernels = best_kernels();
+    if (!domain) {
+        OrtDomain *made;
+        TRY(CREATE_DOMAIN(ort)("normscope", &made));
+        TRY(ADD_OPERATOR(ort)(made, &OBSERVE));
+        domain = made;
+    }
+    return ADD_DOMAIN(ort)(options, domain);
+}
