@@ -115,6 +115,6 @@ STATUSES: Mapping[type[Exception], int] = {
 """Exception -> HTTP status under /v1. The class name, in snake case and without `Error`, is the `code` of the answer."""
 
 OIP_STATUSES: Mapping[type[Exception], int] = {
-    kind: 400 if status in (415, 422) else status for kind, status in STATUSES.items()
+    kind: 400 if status in (406, 415, 422) else status for kind, status in STATUSES.items()
 } | {OverloadedError: 503}
 """The same under /v2, where invalid input is 400 and a full queue 503, as in Triton."""
