@@ -59,7 +59,7 @@ async def events(
         str | None, Header(description="id of the last event that arrived; those since then come first")
     ] = None,
 ) -> Response:
-    """One event `window` for each window that ends, with or without traffic: its totals, as in the statistics. `id` is its start."""
+    """One event `window` for each window that ends, named by its start: its totals, as in the statistics; also without traffic."""
     state = State.of(request)
     served = state.repository.get(model, query.version)
     choice = Choice(choose_layers(served.manifest.layers, query.layers, model), query.side, ())

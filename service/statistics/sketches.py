@@ -48,7 +48,8 @@ class Sketches:
         found = np.full((self.size, len(ranks)), np.nan)
         known = np.flatnonzero(self.counts)
         if len(known):
-            found[known] = self._vector.get_quantiles(np.asarray(ranks, dtype=np.float64), known)
+            # the library takes indices of other widths for pairs of 32 bits
+            found[known] = self._vector.get_quantiles(np.asarray(ranks, dtype=np.float64), known.astype(np.int32))
         return found
 
     def shares(self, quantity: int, edges: Floats) -> Floats:
