@@ -48,7 +48,10 @@ class StatisticsQuery(BaseModel):
     },
 )
 def traffic_statistics(
-    request: Request, model: str, query: Annotated[StatisticsQuery, Query()], accept: Annotated[str | None, Header()] = None
+    request: Request,
+    model: str,
+    query: Annotated[StatisticsQuery, Query()],
+    accept: Annotated[str | None, Header(include_in_schema=False)] = None,
 ) -> Response:
     """Statistics of every layer over the sampled traffic, from whole windows that lie between `since` and `until`."""
     state = State.of(request)
