@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from models.statistics.moments import Floats, Moments
 from service.api.answers import documented_errors, json_answer
-from service.api.layers import MAX_PATTERN_LENGTH, choose_layers
+from service.api.layers import MAX_PATTERN_LENGTH
 from service.api.query import LAYERS_HELP
 from service.api.statistics import Side
 from service.api.timerange import MOMENT_HELP, iso, parse_range
@@ -43,7 +43,7 @@ def compare_statistics(request: Request, model: str, query: Annotated[CompareQue
     """How the values of single requests differ between two stretches of time: one entry for each layer, side and statistic."""
     state = State.of(request)
     served = state.repository.get(model, query.version)
-    choice = Choice(choose_layers(served.manifest.layers, query.layers, model), query.side, ())
+    choice = Choice.of(served.manifest, query.layers, query.side)
     now = time.time()
     ranges = {name: _parse_window(text, now, name) for name, text in (("a", query.a), ("b", query.b))}
     periods = {name: state.statistics.history.read(served.traffic, *each, sketches=True) for name, each in ranges.items()}

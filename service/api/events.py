@@ -12,7 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
 from service.api.answers import documented_errors
-from service.api.layers import MAX_PATTERN_LENGTH, choose_layers
+from service.api.layers import MAX_PATTERN_LENGTH
 from service.api.query import LAYERS_HELP
 from service.api.statistics import Side
 from service.api.timerange import iso
@@ -62,7 +62,7 @@ async def events(
     """One event `window` for each window that ends, named by its start: its totals, as in the statistics; also without traffic."""
     state = State.of(request)
     served = state.repository.get(model, query.version)
-    choice = Choice(choose_layers(served.manifest.layers, query.layers, model), query.side, ())
+    choice = Choice.of(served.manifest, query.layers, query.side)
     choice.check_size(0, state.settings.max_statistics_values)
     window_s = served.traffic.window_s
     first = int(time.time()) // window_s * window_s

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.api.answers import documented_errors, json_answer
-from service.api.layers import MAX_PATTERN_LENGTH, choose_layers
+from service.api.layers import MAX_PATTERN_LENGTH
 from service.api.query import LAYERS_HELP
 from service.api.tables import ARROW, CSV, JSON, PARQUET, negotiate, table_answer
 from service.api.timerange import MOMENT_HELP, iso, parse_range, parse_step
@@ -51,7 +51,7 @@ def traffic_statistics(
     request: Request,
     model: str,
     query: Annotated[StatisticsQuery, Query()],
-    accept: Annotated[str | None, Header(include_in_schema=False)] = None,
+    accept: Annotated[str | None, Header(include_in_schema=False)] = None,  # OpenAPI names media types, not the header
 ) -> Response:
     """Statistics of every layer over the sampled traffic, from whole windows that lie between `since` and `until`."""
     state = State.of(request)
@@ -60,7 +60,7 @@ def traffic_statistics(
     now = time.time()
     since, until = parse_range(query.since, query.until, now)
     step_s = None if query.step is None else parse_step(query.step, state.settings.statistics_window_s)
-    choice = Choice(choose_layers(served.manifest.layers, query.layers, model), query.side, parse_ranks(query.quantiles))
+    choice = Choice.of(served.manifest, query.layers, query.side, parse_ranks(query.quantiles))
     period = state.statistics.history.read(served.traffic, since, until, sketches=bool(choice.ranks))
     choice.check_size(0 if step_s is None else len(period.steps(step_s)), state.settings.max_statistics_values)
     if kind != JSON:

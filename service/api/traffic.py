@@ -2,15 +2,16 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.artifact import Layer
+from models.artifact import Layer, Manifest
 from models.statistics.moments import Floats
+from service.api.layers import choose_layers
 from service.api.timerange import iso
-from service.errors import TooManyValuesError
+from service.errors import InvalidRequestError, TooManyValuesError
 from service.statistics.columns import side_columns, value_columns
 from service.statistics.history import Period, quantiles_by
 from service.statistics.series import ADD_VALUES, Series
@@ -35,6 +36,24 @@ class Choice:
     layers: Sequence[Layer]
     side: str | None
     ranks: Sequence[float]
+
+    @classmethod
+    def of(cls, manifest: Manifest, layers: str, side: str | None, ranks: Sequence[float] = ()) -> Self:
+        """What a request names.
+
+        Raises:
+            UnknownLayerError: no layer matches.
+            InvalidRequestError: no layer that matches has the side.
+        """
+        choice = cls(choose_layers(manifest.layers, layers, manifest.name), side, ranks)
+        if side is not None and not choice.rows:
+            raise InvalidRequestError(
+                f"side: no layer that matches {layers!r} has the side {side}",
+                value=side,
+                limit=sorted({each for layer in choice.layers for each in layer.tensors}),
+                remedy="choose one of these sides, or other layers",
+            )
+        return choice
 
     def sides(self, layer: Layer) -> list[str]:
         return [side for side in layer.tensors if self.side in (None, side)]

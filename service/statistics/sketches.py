@@ -26,10 +26,12 @@ class Sketches:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self._vector = vector_of_kll_floats_sketches(K, size)
+        self._vector = vector_of_kll_floats_sketches(K, max(size, 1))  # a model without layers has no quantities, the library no 0
 
     def update(self, values: Floats) -> None:
         """Takes the values (N, V) of N requests; NaN is left out. Values are kept as float32."""
+        if not self.size:
+            return
         with np.errstate(over="ignore"):
             known = np.where(np.isfinite(values), values, np.nan).astype(np.float32)
         self._vector.update(known)
@@ -41,7 +43,7 @@ class Sketches:
     @property
     def counts(self) -> NDArray[np.int64]:
         """Number of values of each quantity, (V,)."""
-        return np.asarray(self._vector.get_n(), dtype=np.int64)
+        return np.asarray(self._vector.get_n(), dtype=np.int64)[: self.size]
 
     def quantiles(self, ranks: Sequence[float] | Floats) -> Floats:
         """The values at these ranks (0..1), (V, len(ranks)); NaN for quantities without values."""
@@ -62,7 +64,7 @@ class Sketches:
 
     def to_bytes(self) -> bytes:
         """uint32 lengths of all sketches, then the sketches in the library's own form."""
-        parts = self._vector.serialize()
+        parts = self._vector.serialize()[: self.size]
         return np.array([len(part) for part in parts], _LENGTH).tobytes() + b"".join(parts)
 
     @classmethod
@@ -74,8 +76,9 @@ class Sketches:
         """
         lengths = np.frombuffer(blob, _LENGTH, size)
         ends = lengths.cumsum(dtype=np.int64) + size * _LENGTH.itemsize
-        if ends[-1] != len(blob):
-            raise ValueError(f"{len(blob)} bytes of sketches, {ends[-1]} expected")
+        expected = int(ends[-1]) if size else 0
+        if expected != len(blob):
+            raise ValueError(f"{len(blob)} bytes of sketches, {expected} expected")
         wanted = range(size) if chosen is None else chosen
         sketches = cls(len(wanted))
         for i, each in enumerate(wanted):

@@ -29,6 +29,8 @@ _INFER_VERSION = "POST /v2/models/{model}/versions/{version}/infer"
 _LOAD = "POST /v2/repository/models/{model}/load"
 _UNLOAD = "POST /v2/repository/models/{model}/unload"
 
+_STATISTICS = "GET /v1/models/{model}/statistics"
+_COMPARE = "GET /v1/models/{model}/statistics/compare"
 _ENDLESS = "GET /v1/models/{model}/events"  # no client that waits for the end of an answer gets this one; see test_events
 
 _ALSO: dict[str, list[int]] = {
@@ -36,6 +38,8 @@ _ALSO: dict[str, list[int]] = {
     _PREDICT: [422],  # a text without a visible character
     _INFER: [400],  # likewise
     _INFER_VERSION: [400],  # likewise
+    _STATISTICS: [422],  # a side that no chosen layer has
+    _COMPARE: [422],  # likewise
 }
 _OPERATIONS = [
     (_PREDICT, "text"),
@@ -43,8 +47,8 @@ _OPERATIONS = [
     ("GET /v1/models", ""),
     ("GET /v1/models/{model}", "text"),
     ("GET /v1/models/{model}/layers", "vision"),
-    ("GET /v1/models/{model}/statistics", "text"),
-    ("GET /v1/models/{model}/statistics/compare", "vision"),
+    (_STATISTICS, "text"),
+    (_COMPARE, "vision"),
     (_INFER, "text"),
     (_INFER, "vision"),
     (_INFER_VERSION, "text"),
@@ -149,7 +153,7 @@ def _narrow_parameter(parameter: dict[str, Any], model: str, layers: list[str]) 
         "since": {"type": "string", "enum": ["-1d", "2026-05-04", "2026-05-04T10:00:00+02:00"]},
         "until": {"type": "string", "enum": ["now", "-1s", "-90s"]},
         "step": {"type": "string", "enum": ["1m", "1h", "7d"]},
-        "quantiles": {"type": "string", "enum": ["", "0.5", "0,0.05,1"]},
+        "quantiles": {"type": "string", "enum": ["", "0", "1", "0.5", "0,0.05,1"]},
         "a": {"type": "string", "enum": ["-1h..now", "2026-05-04..-2h"]},
         "b": {"type": "string", "enum": ["-7d..-1d", "-90s..-30s"]},
         "layers": {"type": "string", "enum": ["*", layers[0], f"{layers[1]},{layers[-1]}", f"{layers[2][:-1]}?"]},
