@@ -1,0 +1,131 @@
+"""Windows in a database: found again, merged into hours and days, deleted, and never counted twice."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from sqlalchemy import func, select
+
+from service.statistics.archive import roll_up
+from service.statistics.database import Database, channels_table, windows_table
+from service.statistics.history import History
+from service.statistics.retention import DAY_S, HOUR_S, Retention
+from service.statistics.traffic import TrafficStatistics
+from service.statistics.writer import StatisticsWriter
+from tests.service.statistics.made import SERIES, Clock, serve
+
+_RETENTION = Retention.parse("2h,3d,30d")
+
+
+class Service:
+    """One process: its traffic, its writer and what it reads, by a clock that the test moves."""
+
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self.traffic = TrafficStatistics(SERIES, 60, clock)
+        self.writer = StatisticsWriter(database, _RETENTION, lambda: [self.traffic], 10, clock)
+        self.writer.attempted.set()
+        self.history = History(database, self.writer.attempted)
+
+
+@pytest.fixture
+def database() -> Iterator[Database]:
+    """In memory."""
+    opened = Database("sqlite://")
+    yield opened
+    opened.close()
+
+
+def _lengths(database: Database) -> dict[int, int]:
+    """Length of windows in seconds -> their number."""
+    with database.reading() as connection:
+        c = windows_table.c
+        return dict(connection.execute(select(c.seconds, func.count()).group_by(c.seconds)).tuples().all())
+
+
+def test_minutes_become_hours_and_days(database: Database) -> None:
+    """Merged into coarser windows, the totals, the extremes and the number of requests stay what they were."""
+    clock = Clock()
+    service = Service(database, clock)
+    start = clock.now
+    for minute in range(90):
+        clock.now = start + 60 * minute
+        serve(service.traffic, 2, seed=minute)
+        assert service.writer.store()
+    before = service.history.read(service.traffic, start, start + 2 * HOUR_S, sketches=True)
+    assert _lengths(database) == {60: 90}
+    for days, expected in ((0.2, {HOUR_S: 2}), (5, {DAY_S: 1})):
+        clock.now = start + days * DAY_S
+        assert service.writer.store()
+        assert _lengths(database) == expected
+        after = service.history.read(service.traffic, start - DAY_S, start + 2 * DAY_S, sketches=True)
+        assert (after.requests, after.sampled) == (before.requests, before.sampled) == (180, 180)
+        for one, other in ((after.total().elements, before.total().elements), (after.total().values, before.total().values)):
+            for name, column in vars(one).items():
+                np.testing.assert_allclose(column, getattr(other, name), rtol=1e-9, atol=1e-12, err_msg=name)
+        quantities = list(range(SERIES.values))
+        one, other = (period.sketches(quantities) for period in (after, before))
+        assert one.counts.tolist() == other.counts.tolist()
+        np.testing.assert_allclose(one.quantiles([0.0, 1.0]), other.quantiles([0.0, 1.0]))
+    assert (channels := service.history.read_channels(service.traffic, start - DAY_S, start + 2 * DAY_S)) is not None
+    assert channels.row(0).count.tolist() == [90 * 2 * 4] * 3
+
+
+def test_the_database_stays_bounded(database: Database) -> None:
+    """Over 100 days the number of windows reaches its bound and stays there; what is older than the last bound is gone."""
+    clock = Clock()
+    service = Service(database, clock)
+    start = clock.now
+    counts = []
+    for step in range(100 * 4):
+        clock.now = start + step * 6 * HOUR_S
+        serve(service.traffic, 1, seed=step)
+        assert service.writer.store()
+        counts.append(sum(_lengths(database).values()))
+    most = 1 + 3 * 4 + 4 + 30  # minutes of two hours, hours of three days and the day that is not over, days
+    assert max(counts) == max(counts[200:]) <= most
+    with database.reading() as connection:
+        oldest = connection.execute(select(func.min(windows_table.c.start))).scalar_one()
+        assert connection.execute(select(func.count()).select_from(channels_table)).scalar_one() <= most
+    assert oldest >= clock.now - 31 * DAY_S
+
+
+def test_storing_again_counts_once(database: Database) -> None:
+    """A window that goes on growing replaces its stored part; what waits and what is stored are never added up twice."""
+    clock = Clock()
+    service = Service(database, clock)
+    for second in range(30):
+        clock.now += 1
+        serve(service.traffic, 1, seed=second)
+        assert service.history.read(service.traffic, clock.now - 60, clock.now).requests == second + 1
+        assert service.writer.store()
+        assert service.history.read(service.traffic, clock.now - 60, clock.now).requests == second + 1
+    assert _lengths(database) == {60: 1}
+
+
+def test_parts_of_several_processes_add_up(database: Database) -> None:
+    """Two processes that store parts of the same windows see the sum, also after one of them has merged all into hours."""
+    clock = Clock()
+    services = [Service(database, clock) for _ in range(2)]
+    start = clock.now
+    for minute in range(5):
+        clock.now = start + 60 * minute
+        for i, service in enumerate(services):
+            serve(service.traffic, 1 + i, seed=minute)
+            assert service.writer.store()
+    assert _lengths(database) == {60: 10}
+    for service in services:
+        assert service.history.read(service.traffic, start, clock.now + 60).sampled == 15
+    clock.now = start + 6 * HOUR_S
+    roll_up(database, _RETENTION, clock.now)
+    roll_up(database, _RETENTION, clock.now)
+    assert _lengths(database) == {HOUR_S: 1}
+    for service in services:
+        assert service.writer.store()
+        assert service.history.read(service.traffic, start, start + HOUR_S).sampled == 15
+
+
+@pytest.mark.parametrize("text", ["", "1h", "6h,7d", "1m,7d,365d", "6h,1h,365d", "6h,7d,1d", "6h,7d,x", "0h,7d,365d"])
+def test_retention_that_makes_no_sense_is_refused(text: str) -> None:
+    """Three durations, each not shorter than what it is merged from, or a message that shows one."""
+    with pytest.raises(ValueError, match=r"write|at least"):
+        Retention.parse(text)

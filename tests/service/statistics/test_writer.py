@@ -1,0 +1,236 @@
+"""What happens to statistics while the database does not take them: they wait, bounded and counted, and are stored later."""
+
+import logging
+import sqlite3
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine, event
+
+from service.statistics import database as databases
+from service.statistics.database import MIGRATIONS, Database
+from service.statistics.history import History
+from service.statistics.retention import Retention
+from service.statistics.traffic import TrafficStatistics
+from service.statistics.writer import StatisticsWriter
+from tests.service.statistics.made import SERIES, Clock, serve
+
+_RETENTION = Retention.parse("6h,7d,365d")
+
+
+class Service:
+    """Traffic that is stored in a file when the test says so."""
+
+    def __init__(self, path: Path) -> None:
+        self.clock = Clock()
+        self.database = Database.file(path)
+        self.traffic = TrafficStatistics(SERIES, 60, self.clock)
+        self.writer = StatisticsWriter(self.database, _RETENTION, lambda: [self.traffic], 10, self.clock)
+        self.writer.attempted.set()
+        self.history = History(self.database, self.writer.attempted)
+        self.seed = 0
+
+    def serve(self, minutes: int = 1) -> None:
+        """One request in each minute."""
+        for _ in range(minutes):
+            self.clock.now += 60
+            serve(self.traffic, 1, self.seed)
+            self.seed += 1
+
+    def sampled(self) -> int:
+        """As a query sees it."""
+        return self.history.read(self.traffic, self.clock.now - 86_400, self.clock.now + 60).sampled
+
+
+@pytest.fixture
+def service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
+    """With a file that it is not worth waiting for."""
+    monkeypatch.setattr(databases, "_WAIT_S", 0.05)
+    opened = Service(tmp_path / "statistics.sqlite")
+    yield opened
+    opened.database.close()
+
+
+def test_a_locked_database_is_waited_for(service: Service, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """While another program holds the lock nothing fails and nothing is lost; one warning says so, one that it is over."""
+    service.serve()
+    assert service.writer.store()
+    other = sqlite3.connect(tmp_path / "statistics.sqlite", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    for _ in range(3):
+        service.serve()
+        assert not service.writer.store()
+        assert not service.writer.storing
+    assert service.sampled() == 4
+    assert service.traffic.waiting == 3
+    other.execute("COMMIT")
+    other.close()
+    assert service.writer.store()
+    assert (service.sampled(), service.traffic.waiting, service.traffic.dropped.storage) == (4, 0, 0)
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert [text.partition(" (")[0] for text in warnings] == ["statistics cannot be stored", "statistics are stored again"]
+    assert "locked" in warnings[0]
+
+
+def test_a_full_disk_is_waited_for(tmp_path: Path) -> None:
+    """Where the file cannot grow, what is stored stays readable, and storing goes on once there is room."""
+    pages = [30]
+
+    def limit(connection: sqlite3.Connection, record: object) -> None:
+        connection.execute(f"PRAGMA max_page_count={pages[0]}")
+
+    event.listen(Engine, "connect", limit)
+    try:
+        service = Service(tmp_path / "statistics.sqlite")
+        stored = 0
+        while service.writer.storing:
+            service.serve()
+            service.writer.store()
+            stored += 1
+        assert stored > 2
+        service.serve(5)
+        assert service.sampled() == stored + 5
+        pages[0] = 10_000
+        assert service.writer.store()
+        assert (service.sampled(), service.traffic.waiting) == (stored + 5, 0)
+        service.database.close()
+    finally:
+        event.remove(Engine, "connect", limit)
+
+
+def test_a_database_that_is_gone_is_made_again(service: Service, tmp_path: Path) -> None:
+    """Deleted while the service runs, the file is made anew; replaced by something else, it is left alone and waited for."""
+    service.serve()
+    assert service.writer.store()
+    for file in tmp_path.iterdir():
+        file.unlink()
+    service.serve()
+    while not service.writer.store():
+        pass
+    (tmp_path / "statistics.sqlite").write_bytes(b"no database" * 1000)
+    for file in (tmp_path / "statistics.sqlite-wal", tmp_path / "statistics.sqlite-shm"):
+        file.unlink(missing_ok=True)
+    service.database.forget_connections()
+    service.serve()
+    assert not service.writer.store()
+    assert (tmp_path / "statistics.sqlite").read_bytes() == b"no database" * 1000
+    assert not service.history.read(service.traffic, service.clock.now - 600, service.clock.now).complete
+    (tmp_path / "statistics.sqlite").unlink()
+    assert service.writer.store()
+    assert service.history.read(service.traffic, service.clock.now - 600, service.clock.now + 60).complete
+
+
+def test_what_waits_is_bounded_and_counted(service: Service, tmp_path: Path) -> None:
+    """After two hours without a database the oldest minutes are dropped and counted; the newest are stored later."""
+    service.serve()
+    assert service.writer.store()
+    other = sqlite3.connect(tmp_path / "statistics.sqlite", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    service.serve(150)
+    service.traffic.absorb()
+    assert (service.traffic.waiting, service.traffic.dropped.storage) == (120, 30)
+    other.execute("COMMIT")
+    other.close()
+    assert service.writer.store()
+    assert (service.sampled(), service.traffic.waiting) == (121, 0)
+
+
+def test_what_comes_too_fast_to_merge_is_bounded_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches wait for merging in bounded memory: those that do not fit are left out and counted, served requests are not."""
+    monkeypatch.setattr("service.statistics.traffic._MAX_ARRIVED_BYTES", 3000)
+    monkeypatch.setattr("service.statistics.traffic._PROMPT_BYTES", 1000)
+    woken = threading.Event()
+    traffic = TrafficStatistics(SERIES, 60, Clock(), woken.set)
+    for seed in range(10):
+        serve(traffic, 1, seed)
+    assert woken.is_set()
+    taken = 10 - traffic.dropped.backlog
+    assert 1 <= taken <= 5
+    assert traffic.last_window() is None  # it has not ended
+    (part,) = traffic.pending(0, 4e9, sketches=False)
+    assert (part.requests, part.sampled) == (10, taken)
+    serve(traffic, 1, 11)
+    assert traffic.pending(0, 4e9, sketches=False)[0].sampled == taken + 1
+
+
+def test_threads_may_count_at_once() -> None:
+    """What several threads count while another merges is all there."""
+    traffic = TrafficStatistics(SERIES, 60, Clock())
+    done = threading.Event()
+
+    def merge() -> None:
+        while not done.is_set():
+            traffic.absorb()
+
+    def count(seed: int) -> None:
+        for i in range(20):
+            serve(traffic, 2, seed + i)
+
+    merger = threading.Thread(target=merge)
+    merger.start()
+    threads = [threading.Thread(target=count, args=(100 * i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    done.set()
+    merger.join()
+    (part,) = traffic.pending(0, 4e9, sketches=False)
+    assert (part.requests, part.sampled, traffic.dropped.backlog) == (160, 160, 0)
+
+
+def test_channels_are_taken_from_one_batch_in_ten_seconds() -> None:
+    """Listing channels costs a run more, so few runs do; those count for their hour."""
+    clock = Clock()
+    traffic = TrafficStatistics(SERIES, 60, clock)
+    for second in range(60):
+        clock.now += 1
+        serve(traffic, 1, second)
+    (hour,) = traffic.pending_channels(0, 4e9)
+    assert (hour.sampled, hour.seconds) == (6, 3600)
+
+
+_VERSION_1 = """
+CREATE TABLE schema_version (version INTEGER NOT NULL);
+INSERT INTO schema_version VALUES (1);
+CREATE TABLE series (id INTEGER NOT NULL, fingerprint VARCHAR(64) NOT NULL, model TEXT NOT NULL, version TEXT NOT NULL,
+    sides INTEGER NOT NULL, adds INTEGER NOT NULL, layout TEXT NOT NULL, PRIMARY KEY (id), UNIQUE (fingerprint));
+CREATE TABLE windows (series INTEGER NOT NULL, start BIGINT NOT NULL, seconds INTEGER NOT NULL, part BIGINT NOT NULL,
+    requests BIGINT NOT NULL, sampled BIGINT NOT NULL, moments BLOB NOT NULL, sketches BLOB NOT NULL,
+    PRIMARY KEY (series, start, seconds, part));
+CREATE TABLE channels (series INTEGER NOT NULL, start BIGINT NOT NULL, seconds INTEGER NOT NULL, part BIGINT NOT NULL,
+    requests BIGINT NOT NULL, sampled BIGINT NOT NULL, moments BLOB NOT NULL, PRIMARY KEY (series, start, seconds, part));
+"""
+
+
+def test_a_file_of_every_released_version_opens(service: Service, tmp_path: Path) -> None:
+    """What an earlier release stored is read and added to; the file then has the newest version."""
+    donor = TrafficStatistics(SERIES, 60, Clock())
+    serve(donor, 3, seed=0)
+    (part,) = donor.changed()
+    old = sqlite3.connect(tmp_path / "statistics.sqlite")
+    old.executescript(_VERSION_1)
+    old.execute("INSERT INTO series VALUES (7, ?, 'made', '1', ?, ?, '[]')", (SERIES.fingerprint, SERIES.sides, SERIES.adds))
+    old.execute("INSERT INTO windows VALUES (7, ?, 60, ?, 3, 3, ?, ?)", (part.start, part.part, part.moments, part.sketches))
+    old.commit()
+    old.close()
+    assert service.writer.store()
+    service.serve()
+    assert service.writer.store()
+    assert service.sampled() == 4
+    with sqlite3.connect(tmp_path / "statistics.sqlite") as now:
+        assert now.execute("SELECT version FROM schema_version").fetchone() == (len(MIGRATIONS),)
+    now.close()
+
+
+def test_a_file_of_a_later_release_is_left_alone(service: Service, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It is not written; the statistics wait in memory, and the warning says what to do."""
+    later = sqlite3.connect(tmp_path / "statistics.sqlite")
+    later.executescript("CREATE TABLE schema_version (version INTEGER NOT NULL); INSERT INTO schema_version VALUES (99);")
+    later.close()
+    service.serve()
+    assert not service.writer.store()
+    assert "use a later release" in caplog.text
+    assert service.sampled() == 1
