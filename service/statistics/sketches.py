@@ -46,12 +46,15 @@ class Sketches:
         return np.asarray(self._vector.get_n(), dtype=np.int64)[: self.size]
 
     def quantiles(self, ranks: Sequence[float] | Floats) -> Floats:
-        """The values at these ranks (0..1), (V, len(ranks)); NaN for quantities without values."""
+        """The values at these ranks (0..1), (V, len(ranks)); exact at 0 and 1; NaN for quantities without values."""
         found = np.full((self.size, len(ranks)), np.nan)
         known = np.flatnonzero(self.counts)
         if len(known):
-            # the library takes indices of other widths for pairs of 32 bits
-            found[known] = self._vector.get_quantiles(np.asarray(ranks, dtype=np.float64), known.astype(np.int32))
+            levels, indices = np.asarray(ranks, dtype=np.float64), known.astype(np.int32)  # others are taken for pairs of 32 bits
+            found[known] = self._vector.get_quantiles(levels, indices)
+            # known exactly, and not always among the values that a sketch has kept
+            found[np.ix_(known, levels == 0)] = np.asarray(self._vector.get_min_values(indices))[:, None]
+            found[np.ix_(known, levels == 1)] = np.asarray(self._vector.get_max_values(indices))[:, None]
         return found
 
     def shares(self, quantity: int, edges: Floats) -> Floats:

@@ -39,7 +39,7 @@ def _lengths(database: Database) -> dict[int, int]:
     """Length of windows in seconds -> their number."""
     with database.reading() as connection:
         c = windows_table.c
-        return dict(connection.execute(select(c.seconds, func.count()).group_by(c.seconds)).tuples().all())
+        return {seconds: int(count) for seconds, count in connection.execute(select(c.seconds, func.count()).group_by(c.seconds))}
 
 
 def test_minutes_become_hours_and_days(database: Database) -> None:

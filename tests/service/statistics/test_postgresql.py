@@ -1,0 +1,168 @@
+"""Statistics of several replicas in one real PostgreSQL."""
+
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from sqlalchemy import text
+
+from service.settings import Settings
+from service.statistics.archive import roll_up
+from service.statistics.database import MIGRATIONS, Database
+from service.statistics.history import History
+from service.statistics.retention import HOUR_S, Retention
+from service.statistics.traffic import TrafficStatistics
+from service.statistics.writer import StatisticsWriter
+from tests.conftest import SmallRepository, running_server
+from tests.networks import SENTENCES
+from tests.service.statistics.made import SERIES, Clock, serve
+from tests.service.statistics.postgresql import Postgresql, programs
+
+_RETENTION = Retention.parse("1h,1d,30d")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Postgresql]:
+    """A running server; skipped where no PostgreSQL is installed."""
+    folder = programs()
+    if folder is None:
+        pytest.skip("no PostgreSQL is installed (Debian: apt-get install postgresql)")
+    started = Postgresql(folder)
+    try:
+        started.start()
+        yield started
+    finally:
+        started.remove()
+
+
+@pytest.fixture
+def url(server: Postgresql) -> str:
+    """Of an empty database."""
+    database = Database(server.url)
+    with database.writing() as connection:
+        connection.execute(text("DROP SCHEMA public CASCADE"))
+        connection.execute(text("CREATE SCHEMA public"))
+    database.close()
+    return server.url
+
+
+class Replica:
+    """What one process of several has."""
+
+    def __init__(self, url: str, clock: Clock) -> None:
+        self.database = Database(url)
+        self.traffic = TrafficStatistics(SERIES, 60, clock)
+        self.writer = StatisticsWriter(self.database, _RETENTION, lambda: [self.traffic], 10, clock)
+        self.writer.attempted.set()
+        self.history = History(self.database, self.writer.attempted)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """Shared by all replicas."""
+    return Clock()
+
+
+@pytest.fixture
+def replicas(url: str, clock: Clock) -> Iterator[list[Replica]]:
+    """Two of them."""
+    both = [Replica(url, clock) for _ in range(2)]
+    yield both
+    for replica in both:
+        replica.database.close()
+
+
+def _at_once(*calls: object) -> None:
+    threads = [threading.Thread(target=call) for call in calls if callable(call)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def test_any_replica_answers_for_all(replicas: list[Replica], clock: Clock) -> None:
+    """Each writes what it saw, at the same time and into the same windows; each answers with the sum, exactly."""
+    start = clock.now
+    alone = TrafficStatistics(SERIES, 60, clock)
+    for minute in range(4):
+        clock.now = start + 60 * minute
+        for i, replica in enumerate(replicas):
+            serve(replica.traffic, 3, seed=10 * minute + i)
+            serve(alone, 3, seed=10 * minute + i)
+        _at_once(*(replica.writer.store for replica in replicas))
+    for replica in replicas:
+        assert replica.writer.store()
+    expected = alone.pending(start, start + 3600, sketches=False)
+    for replica in replicas:
+        period = replica.history.read(replica.traffic, start, start + 240, sketches=True)
+        assert (period.requests, period.sampled, period.complete) == (24, 24, True)
+        assert sum(part.sampled for part in expected) == 24
+        assert period.sketches([0]).counts.tolist() == [24]
+    first, second = (replica.history.read(replica.traffic, start, start + 240).total() for replica in replicas)
+    np.testing.assert_array_equal(first.elements.mean, second.elements.mean)
+
+
+def test_replicas_merge_old_windows_at_once(replicas: list[Replica], clock: Clock) -> None:
+    """Two that merge the same windows into hours at the same time lose none and count none twice."""
+    start = clock.now
+    for minute in range(20):
+        clock.now = start + 60 * minute
+        for i, replica in enumerate(replicas):
+            serve(replica.traffic, 1, seed=10 * minute + i)
+            assert replica.writer.store()
+    clock.now = start + 5 * HOUR_S
+    _at_once(*(lambda replica=replica: roll_up(replica.database, _RETENTION, clock.now) for replica in replicas))
+    for replica in replicas:
+        assert replica.writer.store()
+        period = replica.history.read(replica.traffic, start, start + HOUR_S)
+        assert (period.requests, len(period.parts)) == (40, 1)
+
+
+def test_replicas_make_the_tables_at_once(url: str) -> None:
+    """Of several that start together on an empty database each finds the tables, made once."""
+    databases = [Database(url) for _ in range(4)]
+    _at_once(*(database.migrate for database in databases))
+    with databases[0].reading() as connection:
+        assert connection.execute(text("SELECT version FROM schema_version")).scalar_one() == len(MIGRATIONS)
+    for database in databases:
+        database.migrate()
+        database.close()
+
+
+def test_a_server_that_is_gone_is_waited_for(server: Postgresql, replicas: list[Replica], clock: Clock) -> None:
+    """Stopped at once and started again: nothing fails, what was counted meanwhile waits and is stored."""
+    replica = replicas[0]
+    start = clock.now
+    serve(replica.traffic, 1, seed=0)
+    assert replica.writer.store()
+    server.stop()
+    try:
+        for minute in range(1, 4):
+            clock.now = start + 60 * minute
+            serve(replica.traffic, 1, seed=minute)
+            assert not replica.writer.store()
+        period = replica.history.read(replica.traffic, start, clock.now + 60)
+        assert not period.complete
+        assert period.requests >= 3  # those that wait here
+    finally:
+        server.start()
+    assert replica.writer.store()
+    period = replica.history.read(replica.traffic, start, clock.now + 60)
+    assert (period.requests, period.complete) == (4, True)
+    assert replica.traffic.dropped.storage == 0
+
+
+def test_two_services_share_one_database(url: str, small_repository: SmallRepository) -> None:
+    """Two running services with one database URL: each answers for the requests that both have served."""
+    settings = Settings.model_validate(
+        {"model_repository": small_repository.folder, "statistics_sample": 1, "database_url": url, "statistics_flush_s": 0.1}
+    )
+    with running_server(settings) as one, running_server(settings) as other:
+        for client in (one, other, other):
+            client.post("/v1/models/text/predict", json={"inputs": SENTENCES[0]}).raise_for_status()
+        for client in (one, other):
+            while client.get("/v1/models/text/statistics").json()["requests"] < 3:
+                pass
+            answer = client.get("/v1/models/text/statistics").json()
+            assert (answer["requests"], answer["sampled"], answer["complete"]) == (3, 3, True)
