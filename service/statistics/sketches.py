@@ -53,8 +53,8 @@ class Sketches:
             levels, indices = np.asarray(ranks, dtype=np.float64), known.astype(np.int32)  # others are taken for pairs of 32 bits
             found[known] = self._vector.get_quantiles(levels, indices)
             # known exactly, and not always among the values that a sketch has kept
-            found[np.ix_(known, levels == 0)] = np.asarray(self._vector.get_min_values(indices))[:, None]
-            found[np.ix_(known, levels == 1)] = np.asarray(self._vector.get_max_values(indices))[:, None]
+            found[np.ix_(known, levels == 0)] = np.asarray(self._vector.get_min_values())[known, None]
+            found[np.ix_(known, levels == 1)] = np.asarray(self._vector.get_max_values())[known, None]
         return found
 
     def shares(self, quantity: int, edges: Floats) -> Floats:

@@ -12,12 +12,11 @@ Values = NDArray[np.float64]
 
 def _compared(a: Values, b: Values) -> dict[str, float]:
     """All measures of one quantity, the values a (N,) against b (M,)."""
-    sketches = []
-    for values in (a, b):
-        sketches.append(Sketches(1))
-        sketches[-1].update(values[:, None])
-    moments = [single_values(values[:, None]).pool(axis=0) for values in (a, b)]
-    return {name: float(column[0]) for name, column in vars(compare(*moments, *sketches)).items()}
+    sketch_a, sketch_b = Sketches(1), Sketches(1)
+    sketch_a.update(a[:, None])
+    sketch_b.update(b[:, None])
+    moments_a, moments_b = (single_values(values[:, None]).pool(axis=0) for values in (a, b))
+    return {name: float(column[0]) for name, column in vars(compare(moments_a, moments_b, sketch_a, sketch_b)).items()}
 
 
 @pytest.mark.parametrize(("shift", "scale"), [(0.0, 1.0), (0.7, 1.0), (-2.0, 3.0), (0.0, 0.2)])

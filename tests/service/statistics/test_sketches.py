@@ -44,7 +44,7 @@ def test_few_values_are_exact(numbers: list[float]) -> None:
     """Up to 128 values nothing is lost: the quantiles are values, the extremes are the extremes."""
     sketches = _sketched(np.array(numbers)[:, None])
     found = sketches.quantiles(_RANKS)[0]
-    np.testing.assert_array_equal(found, np.quantile(np.float32(numbers), _RANKS, method="inverted_cdf"))
+    np.testing.assert_array_equal(found, np.quantile(np.array(numbers, np.float32), _RANKS, method="inverted_cdf"))
 
 
 def test_every_quantity_has_its_own_answer() -> None:
