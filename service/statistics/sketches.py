@@ -47,14 +47,19 @@ class Sketches:
 
     def quantiles(self, ranks: Sequence[float] | Floats) -> Floats:
         """The values at these ranks (0..1), (V, len(ranks)); exact at 0 and 1; NaN for quantities without values."""
-        found = np.full((self.size, len(ranks)), np.nan)
+        levels = np.asarray(ranks, dtype=np.float64)
+        if not self.size:
+            return np.empty((0, len(levels)))
         known = np.flatnonzero(self.counts)
-        if len(known):
-            levels, indices = np.asarray(ranks, dtype=np.float64), known.astype(np.int32)  # others are taken for pairs of 32 bits
-            found[known] = self._vector.get_quantiles(levels, indices)
-            # known exactly, and not always among the values that a sketch has kept
-            found[np.ix_(known, levels == 0)] = np.asarray(self._vector.get_min_values())[known, None]
-            found[np.ix_(known, levels == 1)] = np.asarray(self._vector.get_max_values())[known, None]
+        if len(known) < self.size:  # the library has no answer for an empty sketch
+            found = np.full((self.size, len(levels)), np.nan)
+            if len(known):
+                found[known] = type(self).from_bytes(self.to_bytes(), self.size, known.tolist()).quantiles(levels)
+            return found
+        found = np.asarray(self._vector.get_quantiles(levels), dtype=np.float64)
+        # known exactly, and not always among the values that a sketch has kept
+        found[:, levels == 0] = np.asarray(self._vector.get_min_values())[:, None]
+        found[:, levels == 1] = np.asarray(self._vector.get_max_values())[:, None]
         return found
 
     def shares(self, quantity: int, edges: Floats) -> Floats:

@@ -32,7 +32,7 @@ def test_quantiles_are_within_the_error_after_merges() -> None:
     for sketches in (flat, nested):
         assert sketches.counts.tolist() == [20_000] * 3
         found = sketches.quantiles(_RANKS)
-        np.testing.assert_array_equal(found[:, [0, -1]], np.float32([values.min(0), values.max(0)]).T)
+        np.testing.assert_array_equal(found[:, [0, -1]], np.array([values.min(0), values.max(0)], np.float32).T)
         for i in range(3):
             for rank, value in zip(_RANKS, found[i], strict=True):
                 below, up_to = (values[:, i] < value - 1e-6).mean(), (values[:, i] <= value + 1e-6).mean()
