@@ -29,6 +29,10 @@ class UnknownLayerError(ServiceError):
     """No layer of the model matches the pattern."""
 
 
+class UnknownReferenceError(ServiceError):
+    """The model has no reference to compare with."""
+
+
 class NotAcceptableError(ServiceError):
     """No media type that the client accepts is offered."""
 
@@ -95,6 +99,7 @@ STATUSES: Mapping[type[Exception], int] = {
     ForbiddenError: 403,
     UnknownModelError: 404,
     UnknownLayerError: 404,
+    UnknownReferenceError: 404,
     NotAcceptableError: 406,
     SlowRequestError: 408,
     BodyTooLargeError: 413,

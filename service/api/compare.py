@@ -15,7 +15,7 @@ from service.api.statistics import Side
 from service.api.timerange import MOMENT_HELP, iso, parse_range
 from service.api.traffic import Choice
 from service.api.traffic_schemas import ComparisonAnswer
-from service.errors import InvalidRequestError
+from service.errors import InvalidRequestError, UnknownReferenceError
 from service.state import State
 from service.statistics.comparison import Comparison, compare
 from service.statistics.history import Period
@@ -23,6 +23,7 @@ from service.statistics.history import Period
 router = APIRouter(prefix="/v1/models", tags=["statistics"])
 
 _WINDOW_HELP = f"SINCE..UNTIL, such as -2h..-1h; each is {MOMENT_HELP}"
+_REFERENCE = "reference"
 _MEASURES = ("mean_a", "mean_b", "effect", "effect_low", "effect_high", "variance_ratio", "divergence", "stability", "wasserstein")
 
 
@@ -32,7 +33,7 @@ class CompareQuery(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     a: str = Field(max_length=130, description=f"what is compared: {_WINDOW_HELP}")
-    b: str = Field(max_length=130, description="with what, likewise")
+    b: str = Field(max_length=130, description="with what, likewise, or `reference`: what the model saw when it was made")
     layers: str = Field(default="*", max_length=MAX_PATTERN_LENGTH, description=LAYERS_HELP)
     side: Side = None
     version: str | None = Field(default=None, description="of the model; the newest where it is not given")
@@ -43,6 +44,13 @@ def compare_statistics(request: Request, model: str, query: Annotated[CompareQue
     """How the values of single requests differ between two stretches of time: one entry for each layer, side and statistic."""
     state = State.of(request)
     served = state.repository.get(model, query.version)
+    if query.b == _REFERENCE:
+        raise UnknownReferenceError(
+            f"{model} has no reference",
+            value=_REFERENCE,
+            limit=_WINDOW_HELP,
+            remedy="compare with an earlier window, such as -2h..-1h",
+        )
     choice = Choice.of(served.manifest, query.layers, query.side)
     now = time.time()
     ranges = {name: _parse_window(text, now, name) for name, text in (("a", query.a), ("b", query.b))}

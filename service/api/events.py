@@ -65,9 +65,10 @@ async def events(
     choice = Choice.of(served.manifest, query.layers, query.side)
     choice.check_size(0, state.settings.max_statistics_values)
     window_s = served.traffic.window_s
-    first = int(time.time()) // window_s * window_s
+    now = int(time.time())
+    first = now // window_s * window_s
     if last_event_id:
-        first = max(_parse_id(last_event_id, window_s) + window_s, first - _MAX_MISSED * window_s)
+        first = max(_parse_id(last_event_id, window_s, now) + window_s, first - _MAX_MISSED * window_s)
     return StreamingResponse(
         _stream(state.statistics.history, served.traffic, choice, first, state.lifecycle),
         media_type="text/event-stream",
@@ -75,13 +76,15 @@ async def events(
     )
 
 
-def _parse_id(text: str, window_s: int) -> int:
-    try:
-        return int(text) // window_s * window_s
-    except ValueError:
-        raise InvalidRequestError(
-            f"Last-Event-ID: {text[:50]!r} is none of ours", value=text[:50], limit="seconds since 1970", remedy="leave it out"
-        ) from None
+def _parse_id(text: str, window_s: int, now: int) -> int:
+    if text.isdecimal() and len(text) <= len(str(now)) and (start := int(text)) <= now:
+        return start // window_s * window_s
+    raise InvalidRequestError(
+        f"Last-Event-ID: {text[:50]!r} is none of ours",
+        value=text[:50],
+        limit="seconds since 1970, up to now",
+        remedy="leave it out",
+    )
 
 
 async def _stream(

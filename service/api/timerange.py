@@ -3,11 +3,13 @@
 from datetime import UTC, datetime
 
 from service.errors import InvalidRequestError
-from service.statistics.retention import parse_duration
+from service.statistics.retention import DAY_S, parse_duration
 
 MOMENT_HELP = "`now`, a time before it such as `-90s`, `-15m`, `-2h`, `-7d`, or an ISO 8601 time; UTC where it names no zone"
 _REMEDY = "write now, -2h, or a time such as 2026-05-04T10:00:00Z"
 _MAX_LENGTH = 64
+_LAST = datetime(9999, 1, 1, tzinfo=UTC).timestamp()
+_LONGEST_STEP_S = 366 * DAY_S
 
 
 def parse_moment(text: str, now: float, name: str) -> float:
@@ -20,10 +22,14 @@ def parse_moment(text: str, now: float, name: str) -> float:
         if text == "now":
             return now
         if text.startswith("-"):
-            return now - parse_duration(text[1:])
-        # a plus that was not escaped arrives as a space
-        moment = datetime.fromisoformat(text[:_MAX_LENGTH].replace(" ", "+") if "T" in text else text[:_MAX_LENGTH])
-        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+            seconds = now - parse_duration(text[1:])
+        else:
+            # a plus that was not escaped arrives as a space
+            moment = datetime.fromisoformat(text[:_MAX_LENGTH].replace(" ", "+") if "T" in text else text[:_MAX_LENGTH])
+            seconds = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+        if not 0 <= seconds <= _LAST:
+            raise ValueError(f"{text} is before 1970 or after 9999")
+        return seconds
     except (ValueError, OverflowError):
         raise InvalidRequestError(
             f"{name}: {text[:_MAX_LENGTH]!r} is no time", value=text[:_MAX_LENGTH], limit=MOMENT_HELP, remedy=_REMEDY
@@ -54,9 +60,14 @@ def parse_step(text: str, window_s: int, name: str = "step") -> int:
         seconds = parse_duration(text)
         if seconds % window_s:
             raise ValueError(f"{text} is no multiple of a window of {window_s} s")
+        if seconds > _LONGEST_STEP_S:
+            raise ValueError(f"{text} is longer than a year")
     except ValueError as error:
         raise InvalidRequestError(
-            f"{name}: {error}", value=text, limit=f"multiples of {window_s} s", remedy="write a duration such as 5m, 1h or 1d"
+            f"{name}: {error}",
+            value=text,
+            limit=f"multiples of {window_s} s, up to a year",
+            remedy="write a duration such as 5m, 1h or 1d",
         ) from None
     return seconds
 
