@@ -51,11 +51,27 @@ def _export(arguments: argparse.Namespace) -> None:
 
 
 def _import(arguments: argparse.Namespace) -> None:
-    from models.torchvision_import import import_torchvision
+    from models.artifact import is_plain_name
 
-    folder = arguments.output or _ARTIFACTS / "resnet50-imagenet" / "1"
-    artifact = import_torchvision(arguments.torchvision, folder, arguments.resize)
+    name = arguments.name or ("resnet50-imagenet" if arguments.torchvision else None)
+    if name is None or not (is_plain_name(name) and is_plain_name(arguments.version)):
+        raise ValueError("name the model by --name NAME: letters, digits, points, dashes and underscores")
+    folder = arguments.output / name / arguments.version
+    if arguments.torchvision:
+        from models.torchvision_import import import_torchvision
+
+        artifact = import_torchvision(arguments.torchvision, folder, arguments.resize)
+    elif arguments.model:
+        from models.graph_import import ImportOptions, import_graph
+
+        options = ImportOptions(arguments.labels, arguments.preprocessing, arguments.mask, dict(arguments.extent or ()))
+        artifact = import_graph(arguments.model, folder, options)
+    else:
+        raise ValueError("give the ONNX file, or --torchvision CHECKPOINT")
+    for note in artifact.manifest.notes:
+        print(f"note: {note}", file=sys.stderr)
     print(f"wrote {folder}: {len(artifact.manifest.labels)} labels, {len(artifact.manifest.layers)} layers")
+    print(f"serve it: NORMSCOPE_MODEL_REPOSITORY={arguments.output} python -m service")
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
@@ -98,6 +114,13 @@ def _print_metrics(metrics: dict[str, float]) -> None:
         print(f"{name:28} {format_metric(value)}")
 
 
+def _extent(text: str) -> tuple[str, int]:
+    name, _, number = text.rpartition("=")
+    if not name or not number.isdecimal() or not int(number):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=NUMBER")
+    return name, int(number)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The commands and their options."""
     parser = argparse.ArgumentParser(prog="python -m models", description="Builds the models that `python -m service` serves.")
@@ -122,10 +145,19 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument("--output", type=Path, help="folder NAME/VERSION; default models/artifacts/MODEL/1")
     export.set_defaults(action=_export)
 
-    importing = commands.add_parser("import", help="make an artifact of torchvision's official ResNet-50 checkpoint")
-    importing.add_argument("--torchvision", type=Path, required=True, metavar="CHECKPOINT", help="resnet50-XXXXXXXX.pth")
+    importing = commands.add_parser("import", help="make an artifact of any ONNX model, or of torchvision's ResNet-50 checkpoint")
+    importing.add_argument("model", type=Path, nargs="?", help="an ONNX file; weights in other files lie beside it")
+    importing.add_argument("--name", help="of the model")
+    importing.add_argument("--version", default="1", help="of the model; default 1")
+    importing.add_argument("--labels", type=Path, help="file of the classes: one a line, or a JSON array")
+    importing.add_argument("--preprocessing", type=Path, help="JSON file: how photos or texts become inputs; tokenizer beside it")
+    importing.add_argument("--mask", metavar="INPUT", help="input that is 1 at tokens, 0 at padding; default attention_mask")
+    importing.add_argument(
+        "--extent", type=_extent, action="append", metavar="NAME=NUMBER", help="of a dynamic dimension, where none is guessed"
+    )
+    importing.add_argument("--torchvision", type=Path, metavar="CHECKPOINT", help="resnet50-XXXXXXXX.pth instead of an ONNX file")
     importing.add_argument("--resize", type=int, help="shorter side before the crop of 224; known for the official files")
-    importing.add_argument("--output", type=Path, help="folder NAME/VERSION; default models/artifacts/resnet50-imagenet/1")
+    importing.add_argument("--output", type=Path, default=_ARTIFACTS, help="model repository; default models/artifacts")
     importing.set_defaults(action=_import)
 
     evaluate = commands.add_parser("evaluate", help="measure an artifact on its evaluation data")

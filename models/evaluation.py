@@ -14,7 +14,7 @@ from models.artifact import Artifact
 from models.data import clinc150, imagenette
 from models.data.batch import Batch
 from models.postprocessing import softmax
-from models.preprocessing import ImagePreprocessing
+from models.preprocessing import ImagePreprocessing, TextPreprocessing
 
 _BATCH_SIZE = 64
 _CALIBRATION_BINS = 15
@@ -70,9 +70,12 @@ def evaluate(artifact: Artifact, archive: Path | None = None) -> dict[str, float
         DownloadError: the official archive cannot be fetched.
         ValueError: the archive is not in the official layout, or its classes are not the model's.
     """
-    if isinstance(artifact.manifest.preprocessing, ImagePreprocessing):
-        return _evaluate_images(artifact, artifact.manifest.preprocessing, archive)
-    return _evaluate_texts(artifact, artifact.manifest.preprocessing.max_length, archive)
+    preprocessing = artifact.manifest.preprocessing
+    if preprocessing is None:
+        raise ValueError(f"{artifact.manifest.name} takes tensors only; only models of photos and texts can be evaluated")
+    if isinstance(preprocessing, ImagePreprocessing):
+        return _evaluate_images(artifact, preprocessing, archive)
+    return _evaluate_texts(artifact, preprocessing, archive)
 
 
 def _evaluate_images(artifact: Artifact, preprocessing: ImagePreprocessing, archive: Path | None) -> dict[str, float]:
@@ -88,13 +91,11 @@ def _evaluate_images(artifact: Artifact, preprocessing: ImagePreprocessing, arch
     }
 
 
-def _evaluate_texts(artifact: Artifact, max_length: int, archive: Path | None) -> dict[str, float]:
-    preprocessing, labels = artifact.manifest.preprocessing, artifact.manifest.labels
-    assert not isinstance(preprocessing, ImagePreprocessing)  # the caller chose
-    tokenizer = preprocessing.load_tokenizer(artifact.folder)
+def _evaluate_texts(artifact: Artifact, preprocessing: TextPreprocessing, archive: Path | None) -> dict[str, float]:
+    labels, tokenizer = artifact.manifest.labels, preprocessing.load_tokenizer(artifact.folder)
 
     def run(split: clinc150.Split) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        rows = clinc150.tokenize(clinc150.load_queries(split, archive), tokenizer, labels, max_length)
+        rows = clinc150.tokenize(clinc150.load_queries(split, archive), tokenizer, labels, preprocessing.max_length)
         return run_logits(artifact, clinc150.evaluation_batches(rows, _BATCH_SIZE))
 
     in_scope, targets = run("test")
