@@ -221,15 +221,11 @@ def _contradiction(manifest: Manifest) -> str | None:
         if isinstance(classes, int) and classes != len(manifest.labels):
             return f"{len(manifest.labels)} labels do not fit an output of {classes} classes"
     if isinstance(manifest.preprocessing, ImagePreprocessing):
-        return image_contradiction(manifest.inputs, manifest.preprocessing)
-    if manifest.preprocessing is not None:
-        if manifest.preprocessing.tokenizer not in manifest.files:
-            return f"files does not list the tokenizer {manifest.preprocessing.tokenizer}"
-        return text_contradiction(manifest.inputs, manifest.mask)
-    return None
+        return _image_contradiction(manifest.inputs, manifest.preprocessing)
+    return _text_contradiction(manifest, manifest.preprocessing) if manifest.preprocessing else None
 
 
-def image_contradiction(inputs: Sequence[TensorSpec], preprocessing: ImagePreprocessing) -> str | None:
+def _image_contradiction(inputs: Sequence[TensorSpec], preprocessing: ImagePreprocessing) -> str | None:
     """Why these inputs cannot be made of a photo, if they cannot."""
     crop, shape = preprocessing.crop, inputs[0].shape
     fits = len(shape) == 4 and all(
@@ -241,14 +237,15 @@ def image_contradiction(inputs: Sequence[TensorSpec], preprocessing: ImagePrepro
     return f"preprocessing of kind image makes one float32 or float16 input (batch, 3, {crop}, {crop}), the model takes {given}"
 
 
-def text_contradiction(inputs: Sequence[TensorSpec], mask: str | None) -> str | None:
-    """Why these inputs cannot be made of a text, if they cannot."""
-    known = {*_TOKEN_INPUTS, mask}
-    unknown = [spec.name for spec in inputs if spec.name not in known]
-    if "input_ids" in {spec.name for spec in inputs} and not unknown:
+def _text_contradiction(manifest: Manifest, preprocessing: TextPreprocessing) -> str | None:
+    """Why the inputs cannot be made of a text, if they cannot."""
+    if preprocessing.tokenizer not in manifest.files:
+        return f"files does not list the tokenizer {preprocessing.tokenizer}"
+    names = [spec.name for spec in manifest.inputs]
+    if _TOKEN_INPUTS[0] in names and set(names) <= {*_TOKEN_INPUTS, manifest.mask}:
         return None
     made = ", ".join(_TOKEN_INPUTS)
-    return f"preprocessing of kind text makes inputs named {made}, the model takes {', '.join(spec.name for spec in inputs)}"
+    return f"preprocessing of kind text makes inputs named {made}, the model takes {', '.join(names)}"
 
 
 def write_manifest(folder: Path, manifest: Manifest, names: list[str]) -> Artifact:

@@ -51,6 +51,6 @@ def _limits(manifest: Manifest) -> str:
     if not manifest.labels:
         return "What the model was made for, and what it is not fit for, is known to those who made it."
     return (
-        f"The model knows its {len(manifest.labels)} labels and nothing else: every input gets one of them. It was trained to show\n"
-        "how normalization and residual adds behave in a real network, not for decisions about people."
+        f"The model knows its {len(manifest.labels)} labels and nothing else: every input gets one of them. It was trained to\n"
+        "show how normalization and residual adds behave in a real network, not for decisions about people."
     )

@@ -1,4 +1,4 @@
-"""Weights that an ONNX model keeps in files of their own: a model file in, a copy of it with all of its files in another folder out.
+"""Weights that an ONNX model keeps in files of their own: a model in, a copy of all its files in another folder out.
 
 Weights are copied as they are, of any type and size; nothing of them is read into memory.
 """

@@ -26,7 +26,9 @@ from models.instrument.taps import add_taps, widen
 _EXTENTS = (8, 16, 32, 64, 128, 224, 256, 512, 640, 1)
 _FURTHER = 4  # added to an extent for the second run
 _TOLERANCE = 0.01  # of the root mean square of an output; float16 stays below, quantization by the batch does not
-_ONE_BY_ONE = "axis 0 of the inputs is no batch that can be split into rows that do not depend on each other: requests run one by one"
+_ONE_BY_ONE = (
+    "axis 0 of the inputs is no batch that can be split into rows that do not depend on each other: requests run one by one"
+)
 _BATCH = r"(?i)n|b|.*batch.*"
 
 
@@ -69,7 +71,9 @@ class Trial:
 class TrialSession:
     """A graph with taps, ready for runs on made-up inputs."""
 
-    def __init__(self, model: onnx.ModelProto, weights: Path, inputs: Sequence[TensorSpec], tensors: Sequence[str], ones: str | None):
+    def __init__(
+        self, model: onnx.ModelProto, weights: Path, inputs: Sequence[TensorSpec], tensors: Sequence[str], ones: str | None
+    ):
         """Loads the graph.
 
         Args:
@@ -100,9 +104,8 @@ class TrialSession:
         random = np.random.default_rng(0)
         made = {}
         for spec in self.inputs:
-            shape = [extent if isinstance(extent, int) else extents[str(extent)] for extent in spec.shape]
-            if batch is not None:
-                shape[0] = batch
+            named = spec.shape if batch is None else [batch, *spec.shape[1:]]
+            shape = [extent if isinstance(extent, int) else extents[str(extent)] for extent in named]
             made[spec.name] = _values(spec, shape, random, ones=spec.name == self._ones)
         return made
 
@@ -169,8 +172,9 @@ def _further(session: TrialSession, run: Run, given: Mapping[str, int], batch: i
 
 
 def _run(session: TrialSession, extents: dict[str, int], batch: int | None) -> Run | None:
+    feed = session.feed(extents, batch)
     try:
-        values = session.run(session.feed(extents, batch))
+        values = session.run(feed)
     except Exception:  # of ONNX Runtime, for inputs that a graph cannot take
         return None
     return Run(1 if batch is None else batch, extents, {name: np.shape(value) for name, value in values.items()})
@@ -211,8 +215,9 @@ def _with_batch(inputs: Sequence[TensorSpec], batch: int | str) -> list[TensorSp
 
 def _failure(session: TrialSession, names: set[str], given: Mapping[str, int]) -> TrialError:
     extents = dict.fromkeys(sorted(names), _EXTENTS[0]) | dict(given)
+    feed = session.feed(extents, None)
     try:
-        session.run(session.feed(extents, None))
+        session.run(feed)
     except Exception as error:  # whatever the graph does
         tried = ", ".join(f"{name}={extent}" for name, extent in extents.items() if name in names) or "its fixed shapes"
         return TrialError(f"the graph does not run with {tried}: {error}; give extents that fit by --extent NAME=NUMBER")

@@ -40,7 +40,8 @@ class HeldRuns:
             raise RuntimeError("node /secret failed. Status Message: indices element out of data bounds")
         logits = [row.arrays[0].ravel()[:1].astype(np.float32) for row in rows]
         outcomes = [
-            Outcome((each,), softmax(each), rank(softmax(each)), row.truncated, None) for each, row in zip(logits, rows, strict=True)
+            Outcome((each,), softmax(each), rank(softmax(each)), row.truncated, None)
+            for each, row in zip(logits, rows, strict=True)
         ]
         return BatchResult(outcomes, 1, 2, 3)
 
