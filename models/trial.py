@@ -220,5 +220,6 @@ def _failure(session: TrialSession, names: set[str], given: Mapping[str, int]) -
         session.run(feed)
     except Exception as error:  # whatever the graph does
         tried = ", ".join(f"{name}={extent}" for name, extent in extents.items() if name in names) or "its fixed shapes"
-        return TrialError(f"the graph does not run with {tried}: {error}; give extents that fit by --extent NAME=NUMBER")
+        problem = str(error).strip().partition("\n")[0]
+        return TrialError(f"the graph does not run with {tried}: {problem}; give extents that fit by --extent NAME=NUMBER")
     raise AssertionError("a graph that failed before runs now")
