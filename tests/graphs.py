@@ -2,34 +2,35 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 WIDTH = 8
-Shape = Sequence[int | str | None]
+Shape = Sequence[int | str | None] | Sequence[int | str]
 
 
 def graph_of(
     nodes: Sequence[onnx.NodeProto],
     inputs: dict[str, tuple[int, Shape]],
     outputs: dict[str, tuple[int, Shape | None]],
-    constants: dict[str, np.ndarray] | None = None,  # type: ignore[type-arg]  # of any type
+    constants: dict[str, NDArray[Any]] | None = None,
     opset: int = 17,
 ) -> onnx.ModelProto:
     """A model of these nodes; inputs and outputs are given by their type and shape."""
-    values = [
-        [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in each.items()] for each in (inputs, outputs)
-    ]
+    taken = [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in inputs.items()]
+    given = [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in outputs.items()]
     tensors = [numpy_helper.from_array(value, name) for name, value in (constants or {}).items()]
     opsets = [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)]
-    return helper.make_model(helper.make_graph(nodes, "g", *values, tensors), opset_imports=opsets, ir_version=9)
+    return helper.make_model(helper.make_graph(nodes, "g", taken, given, tensors), opset_imports=opsets, ir_version=9)
 
 
-def weights(*shape: int, seed: int = 0) -> "np.ndarray[tuple[int, ...], np.dtype[np.float32]]":
+def weights(*shape: int, seed: int = 0) -> NDArray[np.float32]:
     """Normal numbers, small enough that sums stay near 1."""
-    return (np.random.default_rng(seed).standard_normal(shape) / np.sqrt(shape[0])).astype(np.float32)
+    return np.asarray(np.random.default_rng(seed).standard_normal(shape) / np.sqrt(shape[0]), np.float32)
 
 
 def block(batch: int | str | None = "batch", *, length: int | str = "length") -> onnx.ModelProto:

@@ -75,7 +75,7 @@ def test_a_detector_gives_as_many_rows_as_it_finds(tmp_path: Path) -> None:
 def test_rows_that_influence_each_other_are_no_batch(tmp_path: Path) -> None:
     """A model that takes the mean of its batch away would answer by what else is in the queue: it runs one by one."""
     nodes = [helper.make_node("ReduceMean", ["x"], ["m"], axes=[0]), helper.make_node("Sub", ["x", "m"], ["y"])]
-    shape = ["batch", 4]
+    shape: list[int | str] = ["batch", 4]
     model = graphs.graph_of(nodes, {"x": (TensorProto.FLOAT, shape)}, {"y": (TensorProto.FLOAT, shape)})
     manifest = import_model(model, tmp_path)
     assert not manifest.batched
@@ -90,7 +90,7 @@ def test_layers_without_the_batch_are_left_out_and_said_so(tmp_path: Path) -> No
         helper.make_node("LayerNormalization", ["r", "gamma"], ["n"], name="inner"),
         helper.make_node("Reshape", ["n", "back"], ["y"]),
     ]
-    shape = ["batch", 3, WIDTH]
+    shape: list[int | str] = ["batch", 3, WIDTH]
     constants = {"flat": np.array([-1, WIDTH]), "back": np.array([-1, 3, WIDTH]), "gamma": np.ones(WIDTH, np.float32)}
     model = graphs.graph_of(nodes, {"x": (TensorProto.FLOAT, shape)}, {"y": (TensorProto.FLOAT, shape)}, constants)
     manifest = import_model(model, tmp_path)
