@@ -21,6 +21,7 @@ from models.external_data import copy_model
 from models.instrument.graph import Dimension
 from models.instrument.graph_file import read_graph, remarks
 from models.instrument.probes import Probe, find_probes
+from models.instrument.skip_norms import expose_sums
 from models.preprocessing import ImagePreprocessing, TextPreprocessing
 from models.trial import Run, Trial, TrialSession, try_graph
 
@@ -81,7 +82,7 @@ def import_graph(path: Path, folder: Path, options: ImportOptions) -> Artifact:
 
 def _write(path: Path, working: Path, folder: Path, options: ImportOptions) -> None:
     files = copy_model(path, working)
-    model = read_graph(working / MODEL)
+    model = _read(working / MODEL)
     preprocessing = _read_preprocessing(options.preprocessing)
     if isinstance(preprocessing, TextPreprocessing):
         files.append(_copy_tokenizer(options.preprocessing, preprocessing, working))
@@ -117,6 +118,14 @@ def _write(path: Path, working: Path, folder: Path, options: ImportOptions) -> N
     )
     (working / CARD).write_text(model_card(manifest), encoding="utf-8")
     write_manifest(working, manifest, [*files, CARD])
+
+
+def _read(path: Path) -> onnx.ModelProto:
+    """The graph, which the file has too: with the sums that its operators hide."""
+    model = onnx.load(path, load_external_data=False)
+    if expose_sums(model):
+        onnx.save(model, path)
+    return read_graph(path)
 
 
 def _real_inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:

@@ -5,6 +5,8 @@ from collections.abc import Iterable
 import onnx
 from onnx import TensorProto, helper
 
+from models.instrument.shapes import infer_shapes
+
 _WIDENED = "normscope.float."
 
 
@@ -49,6 +51,6 @@ def widen(model: onnx.ModelProto, tensors: Iterable[str]) -> dict[str, str]:
 
 
 def _types(model: onnx.ModelProto) -> dict[str, int]:
-    values = onnx.shape_inference.infer_shapes(model).graph
+    values = infer_shapes(model, {}).graph
     found = (*values.input, *values.value_info, *values.output)
     return {value.name: value.type.tensor_type.elem_type for value in found if value.type.tensor_type.elem_type}

@@ -18,6 +18,7 @@ from models.instrument.graph_file import GraphFileError
 from models.trial import TrialError
 from tests import graphs
 from tests.graphs import WIDTH, save
+from tests.models.instrument.test_skip_norms import skip_norm
 from tests.networks import small_tokenizer
 
 
@@ -108,6 +109,15 @@ def test_a_mask_of_any_name(tmp_path: Path) -> None:
     (tmp_path / "third").mkdir()
     with pytest.raises(GraphImportError, match=r"the mask table is no input of \(batch, length\)"):
         import_model(graphs.masked(), tmp_path / "third", ImportOptions(mask="table"))
+
+
+def test_sums_inside_fused_operators_are_exposed(tmp_path: Path) -> None:
+    """The artifact's graph has the tensors that its layers name."""
+    manifest = import_model(skip_norm("SkipLayerNormalization", bias=True), tmp_path)
+    assert [layer.layer for layer in manifest.layers] == ["block.norm.add", "block.norm", "last"]
+    model = onnx.load(tmp_path / "repository" / "given" / "1" / MODEL)
+    made = {name for node in model.graph.node for name in node.output} | {"x"}
+    assert {tensor for layer in manifest.layers for tensor in layer.tensors.values()} <= made
 
 
 def test_every_type_of_the_protocol(tmp_path: Path) -> None:

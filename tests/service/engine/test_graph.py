@@ -1,7 +1,8 @@
-"""Graphs too large for one protobuf message: their weights stay in files, and the statistics are the same."""
+"""Graphs that are prepared in another way than those of the shipped models."""
 
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -34,7 +35,7 @@ def large(folder: Path) -> Artifact:
 
 
 def test_weights_that_stay_in_their_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Above the limit the changed graph holds none of the large weights, and gives the same outputs and statistics."""
+    """Above the limit (protobuf has one) the changed graph holds none of the large weights; outputs and statistics are the same."""
     artifact = load_artifact(large(tmp_path).folder)
     layout = SideLayout(tuple(artifact.manifest.layers))
     feed = {"ids": np.arange(0, _ROWS, 7000).reshape(2, 5)}
@@ -52,3 +53,34 @@ def test_weights_that_stay_in_their_files(tmp_path: Path, monkeypatch: pytest.Mo
     np.testing.assert_array_equal(outputs[0], outputs[1])
     assert described[0] == described[1]
     assert described[0][0]["count"] == 5 * WIDTH
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_bfloat16_activations(compiled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Statistics are those of the bfloat16 numbers, in float32: by the compiled operator, and by numpy, which has no such type."""
+    half = onnx.TensorProto.BFLOAT16
+    nodes = [
+        onnx.helper.make_node("Cast", ["x"], ["b"], to=half),
+        onnx.helper.make_node("Cast", ["gamma"], ["g"], to=half),
+        onnx.helper.make_node("LayerNormalization", ["b", "g"], ["n"], name="norm"),
+        onnx.helper.make_node("Cast", ["n"], ["y"], to=onnx.TensorProto.FLOAT),
+    ]
+    shape: list[int | str] = ["batch", 3, WIDTH]
+    model = graph_of(nodes, {"x": (1, shape)}, {"y": (1, shape)}, {"gamma": weights(WIDTH)})
+    onnx.save(model, tmp_path / "half.onnx")
+    artifact = import_graph(tmp_path / "half.onnx", tmp_path / "half" / "1", ImportOptions())
+    if not compiled:
+        monkeypatch.setattr(engine_graph, "library", lambda: None)
+    layout = SideLayout(tuple(artifact.manifest.layers))
+    prepared = prepare(artifact, "cpu", layout.reductions, layout.pairs)
+    assert bool(prepared.observers) == compiled
+    feed = {"x": np.random.default_rng(1).standard_normal((2, 3, WIDTH)).astype(np.float32)}
+    result = Session(prepared, 1).run(feed)
+    reduced = BatchReducer(layout, prepared.observers).reduce(RunOutputs(result.tensors, result.summary), feed)
+    rounded = feed["x"].astype(ml_dtypes.bfloat16).astype(np.float64)
+    for row in range(2):
+        for side, values in enumerate((rounded[row], result.outputs[0][row])):
+            found = summary(reduced.pooled, (row, side))
+            assert found["count"] == 3 * WIDTH
+            assert found["mean"] == pytest.approx(values.mean(), abs=1e-5)
+            assert found["max"] == values.max()
