@@ -1,6 +1,6 @@
-"""The command line that builds models: `python -m models train|evaluate|export|import|inspect`.
+"""The command line that builds models: `python -m models train|evaluate|export|import|quantize|inspect`.
 
-Only what a command needs is imported: `evaluate` and `inspect` run without torch.
+Only what a command needs is imported: all but `train`, `export` and `import --torchvision` run without torch.
 """
 
 import argparse
@@ -79,6 +79,27 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from models.evaluation import evaluate
 
     _print_metrics(evaluate(load_artifact(arguments.artifact), arguments.archive))
+
+
+def _quantize(arguments: argparse.Namespace) -> None:
+    from models.artifact import load_artifact
+    from models.quantization import SUFFIX, QuantizationOptions, quantize
+
+    source = _artifact_folder(arguments.artifact)
+    artifact = load_artifact(source)
+    repository = arguments.output or source.parent.parent
+    folder = repository / artifact.manifest.name / f"{artifact.manifest.version}{SUFFIX}"
+    made = quantize(artifact, folder, arguments.data, QuantizationOptions(arguments.photos, arguments.max_loss)).manifest
+    for note in made.notes:
+        print(f"note: {note}", file=sys.stderr)
+    print(f"wrote {folder}: {len(made.layers)} of {len(artifact.manifest.layers)} layers")
+    _print_metrics(made.metrics)
+
+
+def _artifact_folder(text: str) -> Path:
+    """A folder NAME/VERSION, or version 1 of a model that is shipped."""
+    shipped = _ARTIFACTS / text / "1"
+    return shipped if text in _MODELS and shipped.exists() else Path(text)
 
 
 def _inspect(arguments: argparse.Namespace) -> None:
@@ -164,6 +185,14 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("artifact", type=Path, help="folder NAME/VERSION")
     archive_option(evaluate)
     evaluate.set_defaults(action=_evaluate)
+
+    quantize = commands.add_parser("quantize", help="make the 8-bit version NAME/VERSION-int8 of a photo model, and measure it")
+    quantize.add_argument("artifact", help="resnet50, or a folder NAME/VERSION")
+    quantize.add_argument("--data", type=Path, help="local archive of the data set; without it the official one is downloaded")
+    quantize.add_argument("--photos", type=int, default=512, help="of the training split to calibrate on; default 512")
+    quantize.add_argument("--max-loss", type=float, default=0.005, help="of accuracy that is accepted, 0..1; default 0.005")
+    quantize.add_argument("--output", type=Path, help="model repository; default that of the artifact")
+    quantize.set_defaults(action=_quantize)
 
     inspect = commands.add_parser("inspect", help="print the probes of an artifact, or of any ONNX model")
     inspect.add_argument("artifact", type=Path, help="folder NAME/VERSION, or an ONNX file", metavar="ARTIFACT|MODEL.ONNX")

@@ -1,8 +1,8 @@
 """Finds the residual adds y = F(x) + x of a graph.
 
 Rules, for an Add of two tensors that both depend on the input (so no bias):
-    1. Walk back from one side through operators that only pass values on (Reshape, Transpose, Slice, Cast, Dropout, Pad, ...): the
-       first tensor from which the other side is also reached is the fork, and this side is an identity.
+    1. Walk back from one side through operators that only pass values on (Reshape, Transpose, Slice, Cast, Dropout, Pad, ...; be it
+       with 8 bits of them): the first tensor from which the other side is also reached is the fork, and this side is an identity.
     2. Otherwise walk back through at most one Conv, MatMul or Gemm with its bias, norm and pooling: this side is a projection.
     3. The other side is F. On its way from the fork lies at least one weighted operator (Conv, MatMul, Gemm, attention),
        which rules out the tanh form of GELU (x + 0.0447 x^3) and rotary embeddings.
@@ -25,7 +25,7 @@ from models.instrument.skip_norms import BIAS, SUM
 
 _PASSES = {
     "Reshape", "Transpose", "Slice", "Cast", "Dropout", "Pad", "Identity", "Flatten", "Squeeze", "Unsqueeze",
-    "CastLike",
+    "CastLike", "QuantizeLinear", "DequantizeLinear",
 }  # fmt: skip
 _WEIGHTED = {
     "Conv", "MatMul", "Gemm", "Attention", "MultiHeadAttention", "GroupQueryAttention", "Einsum",

@@ -36,7 +36,7 @@ def skip_norm(operator: str, *, bias: bool, order: str = "fx", total: str = "") 
         helper.make_node("LayerNormalization", ["y", "gamma", "beta"], ["z"], name="last"),
     ]
     constants = {"w": weights(WIDTH, WIDTH)} | {name: weights(WIDTH, seed=i) for i, name in enumerate(("gamma", "beta", "bias"), 1)}
-    shape = ["batch", "length", WIDTH]
+    shape: list[int | str] = ["batch", "length", WIDTH]
     return graph_of(nodes, {"x": (TensorProto.FLOAT, shape)}, {"z": (TensorProto.FLOAT, None)}, constants)
 
 
