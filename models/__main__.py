@@ -6,6 +6,7 @@ Only what a command needs is imported: all but `train`, `export` and `import --t
 import argparse
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 _NEEDS_TRAIN = "this command needs the training extra: pip install 'normscope[train]'"
@@ -107,6 +108,9 @@ def _inspect(arguments: argparse.Namespace) -> None:
     from models.instrument.graph_file import read_graph, remarks
     from models.instrument.probes import find_probes
 
+    if arguments.data is not None:
+        _ablate(arguments)
+        return
     said: list[str] = []
     if arguments.artifact.is_file():
         model = read_graph(arguments.artifact)
@@ -126,6 +130,22 @@ def _inspect(arguments: argparse.Namespace) -> None:
             f"{parameter.mean:8.4f}+-{parameter.std:.4f}" if parameter else "" for parameter in (layer.gamma, layer.beta)
         )
         print(f"{layer.layer:{width}}  {layer.kind:14} {layer.shape!s:28} {gamma:20} {beta}".rstrip())
+
+
+def _ablate(arguments: argparse.Namespace) -> None:
+    from models.ablation import ablate
+    from models.artifact import load_artifact
+
+    report = ablate(load_artifact(arguments.artifact), arguments.data, arguments.samples)
+    if arguments.json:
+        print(json.dumps(asdict(report), indent=1))
+        return
+    print(f"accuracy {report.accuracy:.4f} on {report.samples} samples of the evaluation data; without F(x) of a block:")
+    width = max(len(block.layer) for block in report.blocks)
+    print(f"{'layer':{width}}  residual_ratio  accuracy   change")
+    for block in report.blocks:
+        change = block.accuracy - report.accuracy
+        print(f"{block.layer:{width}}  {block.residual_ratio:14.4f}  {block.accuracy:8.4f}  {change:+7.4f}")
 
 
 def _print_metrics(metrics: dict[str, float]) -> None:
@@ -197,6 +217,10 @@ def build_parser() -> argparse.ArgumentParser:
     inspect = commands.add_parser("inspect", help="print the probes of an artifact, or of any ONNX model")
     inspect.add_argument("artifact", type=Path, help="folder NAME/VERSION, or an ONNX file", metavar="ARTIFACT|MODEL.ONNX")
     inspect.add_argument("--json", action="store_true", help="as JSON")
+    inspect.add_argument(
+        "--data", type=Path, help="archive of the data set: rank the blocks of an artifact, and tell its accuracy without each"
+    )
+    inspect.add_argument("--samples", type=int, help="of the evaluation data, by a fixed seed; default all")
     inspect.set_defaults(action=_inspect)
     return parser
 

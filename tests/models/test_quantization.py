@@ -1,14 +1,11 @@
 """8 bits for a photo model: the residual adds are still seen, what is missing is said, and accuracy decides."""
 
-import io
-import tarfile
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 from onnx import helper, numpy_helper
-from PIL import Image
 
 from models.__main__ import main
 from models.artifact import Artifact, load_artifact
@@ -19,6 +16,7 @@ from models.statistics.layers import BatchReducer, RunOutputs, SideLayout, summa
 from service.engine.graph import prepare
 from service.engine.session import Session
 from tests import graphs
+from tests.photos import write_archive
 
 _SIDE = 32
 _LABELS = list(imagenette.CLASSES.values())
@@ -27,17 +25,7 @@ _LABELS = list(imagenette.CLASSES.values())
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Photos of one colour: for each class 120 to train on, most of which are kept for choices, and two to evaluate on."""
-    path = tmp_path_factory.mktemp("data") / "imagenette.tar"
-    rng = np.random.default_rng(3)
-    with tarfile.open(path, "w") as tar:
-        for wnid in imagenette.CLASSES:
-            for i, split in enumerate(["train"] * 120 + ["val"] * 2):
-                file = io.BytesIO()
-                Image.new("RGB", (_SIDE, _SIDE), tuple(rng.integers(0, 256, 3).tolist())).save(file, "JPEG")
-                member = tarfile.TarInfo(f"imagenette2-320/{split}/{wnid}/{i}.JPEG")
-                member.size = len(file.getvalue())
-                tar.addfile(member, io.BytesIO(file.getvalue()))
-    return path
+    return write_archive(tmp_path_factory.mktemp("data") / "imagenette.tar", {"train": 120, "val": 2}, _SIDE)
 
 
 @pytest.fixture(scope="module")
