@@ -48,7 +48,7 @@ def test_service_never_imports_torch() -> None:
 )
 def test_what_needs_no_training_imports_no_torch(command: str) -> None:
     """Evaluation, import, quantization, inspection and data work where torch is not installed."""
-    code = f"import sys, models.{command}; print('torch' in sys.modules)"
+    code = f"import sys, models.{command}; print(bool({_TRAINING_ONLY!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 
