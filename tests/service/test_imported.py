@@ -206,6 +206,14 @@ def test_tensors_only(server: httpx.Client) -> None:
     assert "send JSON with x" in raw.json()["error"]
 
 
+def test_a_model_without_layers(server: httpx.Client) -> None:
+    """It answers over /v2; statistics under /v1 are refused with the way to the reason, which its card holds."""
+    assert server.get("/v1/models/types/layers").json()["layers"] == []
+    error = server.get("/v1/models/types/statistics").json()["error"]
+    assert (error["code"], "tells in its notes why" in error["remedy"]) == ("unknown_layer", True)
+    assert "no normalization is in the graph" in server.get("/v1/models/types").json()["notes"][0]
+
+
 def test_the_card_of_an_imported_model(server: httpx.Client) -> None:
     """It tells what was found out at import."""
     card = server.get("/v1/models/detector").json()
