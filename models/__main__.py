@@ -1,11 +1,12 @@
-"""The command line that builds models: `python -m models train|evaluate|export|import|inspect`.
+"""The command line that builds models: `python -m models train|evaluate|export|import|quantize|inspect`.
 
-Only what a command needs is imported: `evaluate` and `inspect` run without torch.
+Only what a command needs is imported: all but `train`, `export` and `import --torchvision` run without torch.
 """
 
 import argparse
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 _NEEDS_TRAIN = "this command needs the training extra: pip install 'normscope[train]'"
@@ -51,11 +52,27 @@ def _export(arguments: argparse.Namespace) -> None:
 
 
 def _import(arguments: argparse.Namespace) -> None:
-    from models.torchvision_import import import_torchvision
+    from models.artifact import is_plain_name
 
-    folder = arguments.output or _ARTIFACTS / "resnet50-imagenet" / "1"
-    artifact = import_torchvision(arguments.torchvision, folder, arguments.resize)
+    name = arguments.name or ("resnet50-imagenet" if arguments.torchvision else None)
+    if name is None or not (is_plain_name(name) and is_plain_name(arguments.version)):
+        raise ValueError("name the model by --name NAME: letters, digits, points, dashes and underscores")
+    folder = arguments.output / name / arguments.version
+    if arguments.torchvision:
+        from models.torchvision_import import import_torchvision
+
+        artifact = import_torchvision(arguments.torchvision, folder, arguments.resize)
+    elif arguments.model:
+        from models.graph_import import ImportOptions, import_graph
+
+        options = ImportOptions(arguments.labels, arguments.preprocessing, arguments.mask, dict(arguments.extent or ()))
+        artifact = import_graph(arguments.model, folder, options)
+    else:
+        raise ValueError("give the ONNX file, or --torchvision CHECKPOINT")
+    for note in artifact.manifest.notes:
+        print(f"note: {note}", file=sys.stderr)
     print(f"wrote {folder}: {len(artifact.manifest.labels)} labels, {len(artifact.manifest.layers)} layers")
+    print(f"serve it: NORMSCOPE_MODEL_REPOSITORY={arguments.output} python -m service")
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
@@ -65,11 +82,35 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     _print_metrics(evaluate(load_artifact(arguments.artifact), arguments.archive))
 
 
+def _quantize(arguments: argparse.Namespace) -> None:
+    from models.artifact import load_artifact
+    from models.quantization import SUFFIX, QuantizationOptions, quantize
+
+    source = _artifact_folder(arguments.artifact)
+    artifact = load_artifact(source)
+    repository = arguments.output or source.parent.parent
+    folder = repository / artifact.manifest.name / f"{artifact.manifest.version}{SUFFIX}"
+    made = quantize(artifact, folder, arguments.data, QuantizationOptions(arguments.photos, arguments.max_loss)).manifest
+    for note in made.notes:
+        print(f"note: {note}", file=sys.stderr)
+    print(f"wrote {folder}: {len(made.layers)} of {len(artifact.manifest.layers)} layers")
+    _print_metrics(made.metrics)
+
+
+def _artifact_folder(text: str) -> Path:
+    """A folder NAME/VERSION, or version 1 of a model that is shipped."""
+    shipped = _ARTIFACTS / text / "1"
+    return shipped if text in _MODELS and shipped.exists() else Path(text)
+
+
 def _inspect(arguments: argparse.Namespace) -> None:
     from models.artifact import Layer, load_artifact
     from models.instrument.graph_file import read_graph, remarks
     from models.instrument.probes import find_probes
 
+    if arguments.data is not None:
+        _ablate(arguments)
+        return
     said: list[str] = []
     if arguments.artifact.is_file():
         model = read_graph(arguments.artifact)
@@ -91,11 +132,34 @@ def _inspect(arguments: argparse.Namespace) -> None:
         print(f"{layer.layer:{width}}  {layer.kind:14} {layer.shape!s:28} {gamma:20} {beta}".rstrip())
 
 
+def _ablate(arguments: argparse.Namespace) -> None:
+    from models.ablation import ablate
+    from models.artifact import load_artifact
+
+    report = ablate(load_artifact(arguments.artifact), arguments.data, arguments.samples)
+    if arguments.json:
+        print(json.dumps(asdict(report), indent=1))
+        return
+    print(f"accuracy {report.accuracy:.4f} on {report.samples} samples of the evaluation data; without F(x) of a block:")
+    width = max(len(block.layer) for block in report.blocks)
+    print(f"{'layer':{width}}  residual_ratio  accuracy   change")
+    for block in report.blocks:
+        change = block.accuracy - report.accuracy
+        print(f"{block.layer:{width}}  {block.residual_ratio:14.4f}  {block.accuracy:8.4f}  {change:+7.4f}")
+
+
 def _print_metrics(metrics: dict[str, float]) -> None:
     from models.card import format_metric
 
     for name, value in metrics.items():
         print(f"{name:28} {format_metric(value)}")
+
+
+def _extent(text: str) -> tuple[str, int]:
+    name, _, number = text.rpartition("=")
+    if not name or not number.isdecimal() or not int(number):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=NUMBER")
+    return name, int(number)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -122,10 +186,19 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument("--output", type=Path, help="folder NAME/VERSION; default models/artifacts/MODEL/1")
     export.set_defaults(action=_export)
 
-    importing = commands.add_parser("import", help="make an artifact of torchvision's official ResNet-50 checkpoint")
-    importing.add_argument("--torchvision", type=Path, required=True, metavar="CHECKPOINT", help="resnet50-XXXXXXXX.pth")
+    importing = commands.add_parser("import", help="make an artifact of any ONNX model, or of torchvision's ResNet-50 checkpoint")
+    importing.add_argument("model", type=Path, nargs="?", help="an ONNX file; weights in other files lie beside it")
+    importing.add_argument("--name", help="of the model")
+    importing.add_argument("--version", default="1", help="of the model; default 1")
+    importing.add_argument("--labels", type=Path, help="file of the classes: one a line, or a JSON array")
+    importing.add_argument("--preprocessing", type=Path, help="JSON file: how photos or texts become inputs; tokenizer beside it")
+    importing.add_argument("--mask", metavar="INPUT", help="input that is 1 at tokens, 0 at padding; default attention_mask")
+    importing.add_argument(
+        "--extent", type=_extent, action="append", metavar="NAME=NUMBER", help="of a dynamic dimension, where none is guessed"
+    )
+    importing.add_argument("--torchvision", type=Path, metavar="CHECKPOINT", help="resnet50-XXXXXXXX.pth instead of an ONNX file")
     importing.add_argument("--resize", type=int, help="shorter side before the crop of 224; known for the official files")
-    importing.add_argument("--output", type=Path, help="folder NAME/VERSION; default models/artifacts/resnet50-imagenet/1")
+    importing.add_argument("--output", type=Path, default=_ARTIFACTS, help="model repository; default models/artifacts")
     importing.set_defaults(action=_import)
 
     evaluate = commands.add_parser("evaluate", help="measure an artifact on its evaluation data")
@@ -133,9 +206,21 @@ def build_parser() -> argparse.ArgumentParser:
     archive_option(evaluate)
     evaluate.set_defaults(action=_evaluate)
 
+    quantize = commands.add_parser("quantize", help="make the 8-bit version NAME/VERSION-int8 of a photo model, and measure it")
+    quantize.add_argument("artifact", help="resnet50, or a folder NAME/VERSION")
+    quantize.add_argument("--data", type=Path, help="local archive of the data set; without it the official one is downloaded")
+    quantize.add_argument("--photos", type=int, default=512, help="of the training split to calibrate on; default 512")
+    quantize.add_argument("--max-loss", type=float, default=0.005, help="of accuracy that is accepted, 0..1; default 0.005")
+    quantize.add_argument("--output", type=Path, help="model repository; default that of the artifact")
+    quantize.set_defaults(action=_quantize)
+
     inspect = commands.add_parser("inspect", help="print the probes of an artifact, or of any ONNX model")
     inspect.add_argument("artifact", type=Path, help="folder NAME/VERSION, or an ONNX file", metavar="ARTIFACT|MODEL.ONNX")
     inspect.add_argument("--json", action="store_true", help="as JSON")
+    inspect.add_argument(
+        "--data", type=Path, help="archive of the data set: rank the blocks of an artifact, and tell its accuracy without each"
+    )
+    inspect.add_argument("--samples", type=int, help="of the evaluation data, by a fixed seed; default all")
     inspect.set_defaults(action=_inspect)
     return parser
 

@@ -3,12 +3,14 @@
     NAME/VERSION/manifest.json    this file's `Manifest`, with the SHA-256 of every other file
     NAME/VERSION/model.onnx
     NAME/VERSION/tokenizer.json   text models
+    NAME/VERSION/*                weights that the model keeps in files of their own
     NAME/VERSION/README.md        the model card
 
 It must not know torch or HTTP.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -28,6 +30,14 @@ _PLAIN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 _MAX_NAME_LENGTH = 100
 PlainName = Annotated[str, StringConstraints(pattern=_PLAIN_NAME, max_length=_MAX_NAME_LENGTH)]
 """A name that is one path component and can never leave its folder."""
+
+DataType = Literal[
+    "bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "float16", "float32", "float64", "string"
+]  # fmt: skip
+"""What a tensor that comes in or goes out may hold: the datatypes of the Open Inference Protocol, by numpy's names."""
+
+_DEFAULT_MASK = "attention_mask"
+_TOKEN_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 
 
 def is_plain_name(name: str) -> bool:
@@ -49,8 +59,8 @@ class TensorSpec(_Contract):
     model_config = ConfigDict(json_schema_extra={"example": {"name": "image", "dtype": "float32", "shape": ["batch", 3]}})
 
     name: str
-    dtype: Literal["float32", "int64"]
-    shape: list[Dimension] = Field(description="a number, or the name of a dynamic dimension")
+    dtype: DataType
+    shape: list[Dimension] = Field(description="a number, or the name of a dynamic dimension, or null where it is not known")
 
 
 class ParameterSummary(_Contract):
@@ -118,17 +128,42 @@ class Manifest(_Contract):
     format: Literal[1] = 1
     name: PlainName
     version: PlainName
-    task: Literal["image-classification", "text-classification"]
+    task: PlainName = Field(description="what the model does, for people: nothing depends on it")
     description: str
     inputs: list[TensorSpec]
     outputs: list[TensorSpec]
-    preprocessing: Annotated[ImagePreprocessing | TextPreprocessing, Field(discriminator="kind")]
-    labels: list[str]
+    batched: bool = Field(
+        default=True, description="axis 0 of every input and output is the batch; otherwise each request is run by itself, as it is"
+    )
+    mask: str | None = Field(
+        default=None,
+        description="input that is 1 at real tokens, 0 at padding; where it is not given, attention_mask if there is one",
+    )
+    extents: dict[str, int] = Field(default={}, description="dynamic dimension -> an extent that the model was run with")
+    preprocessing: Annotated[ImagePreprocessing | TextPreprocessing, Field(discriminator="kind")] | None = Field(
+        default=None, description="of photos or texts; without it the model takes tensors only"
+    )
+    labels: list[str] = Field(default=[], description="of the classes, if an output holds their scores")
     layers: list[Layer]
+    notes: list[str] = Field(default=[], description="what cannot be seen inside the model, and why")
     training: Provenance
     metrics: dict[str, float] = Field(description="measured on the exported model; accuracies in 0..1")
     libraries: dict[str, str] = Field(description="versions that made the artifact")
     files: dict[PlainName, str] = Field(description="file -> SHA-256")
+
+    @property
+    def mask_input(self) -> str | None:
+        """The input that tells padding from tokens."""
+        present = any(spec.name == _DEFAULT_MASK for spec in self.inputs)
+        return self.mask or (_DEFAULT_MASK if present else None)
+
+    @property
+    def scores_output(self) -> int | None:
+        """Index of the output whose last axis are the labels: the first of that extent, else the first; None without labels."""
+        if not self.labels:
+            return None
+        fitting = (i for i, spec in enumerate(self.outputs) if len(spec.shape) == 2 and spec.shape[-1] == len(self.labels))
+        return next(fitting, 0)
 
 
 @dataclass(frozen=True)
@@ -175,18 +210,42 @@ def load_artifact(folder: Path) -> Artifact:
 
 def _contradiction(manifest: Manifest) -> str | None:
     """What in a manifest does not fit together, if anything."""
-    preprocessing = manifest.preprocessing
-    takes_images = isinstance(preprocessing, ImagePreprocessing)
-    if takes_images != (manifest.task == "image-classification"):
-        return f"task {manifest.task} does not fit preprocessing of kind {preprocessing.kind}"
-    if len(manifest.inputs) != (1 if takes_images else 2) or len(manifest.outputs) != 1:
-        return f"{len(manifest.inputs)} inputs and {len(manifest.outputs)} outputs do not fit {manifest.task}"
-    classes = manifest.outputs[0].shape[-1]
-    if isinstance(classes, int) and classes != len(manifest.labels):
-        return f"{len(manifest.labels)} labels do not fit an output of {classes} classes"
-    if isinstance(preprocessing, TextPreprocessing) and preprocessing.tokenizer not in manifest.files:
+    if not manifest.inputs or not manifest.outputs:
+        return f"a model with {len(manifest.inputs)} inputs and {len(manifest.outputs)} outputs cannot be served"
+    names = [spec.name for spec in manifest.inputs]
+    if manifest.mask is not None and manifest.mask not in names:
+        return f"the mask {manifest.mask} is none of the inputs {', '.join(names)}"
+    if (scores := manifest.scores_output) is not None:
+        shape = manifest.outputs[scores].shape
+        classes = shape[-1] if shape else 1
+        if isinstance(classes, int) and classes != len(manifest.labels):
+            return f"{len(manifest.labels)} labels do not fit an output of {classes} classes"
+    if isinstance(manifest.preprocessing, ImagePreprocessing):
+        return _image_contradiction(manifest.inputs, manifest.preprocessing)
+    return _text_contradiction(manifest, manifest.preprocessing) if manifest.preprocessing else None
+
+
+def _image_contradiction(inputs: Sequence[TensorSpec], preprocessing: ImagePreprocessing) -> str | None:
+    """Why these inputs cannot be made of a photo, if they cannot."""
+    crop, shape = preprocessing.crop, inputs[0].shape
+    fits = len(shape) == 4 and all(
+        not isinstance(extent, int) or extent == wanted for extent, wanted in zip(shape[1:], (3, crop, crop), strict=True)
+    )
+    if len(inputs) == 1 and fits and inputs[0].dtype in ("float32", "float16"):
+        return None
+    given = ", ".join(f"{spec.name} {spec.dtype} {spec.shape}" for spec in inputs)
+    return f"preprocessing of kind image makes one float32 or float16 input (batch, 3, {crop}, {crop}), the model takes {given}"
+
+
+def _text_contradiction(manifest: Manifest, preprocessing: TextPreprocessing) -> str | None:
+    """Why the inputs cannot be made of a text, if they cannot."""
+    if preprocessing.tokenizer not in manifest.files:
         return f"files does not list the tokenizer {preprocessing.tokenizer}"
-    return None
+    names = [spec.name for spec in manifest.inputs]
+    if _TOKEN_INPUTS[0] in names and set(names) <= {*_TOKEN_INPUTS, manifest.mask}:
+        return None
+    made = ", ".join(_TOKEN_INPUTS)
+    return f"preprocessing of kind text makes inputs named {made}, the model takes {', '.join(names)}"
 
 
 def write_manifest(folder: Path, manifest: Manifest, names: list[str]) -> Artifact:

@@ -14,9 +14,10 @@ from models.artifact import Artifact
 from models.data import clinc150, imagenette
 from models.data.batch import Batch
 from models.postprocessing import softmax
-from models.preprocessing import ImagePreprocessing
+from models.preprocessing import ImagePreprocessing, TextPreprocessing
 
 _BATCH_SIZE = 64
+_SEED = 0
 _CALIBRATION_BINS = 15
 
 
@@ -63,49 +64,56 @@ def run_logits(artifact: Artifact, batches: Iterator[Batch]) -> tuple[NDArray[np
     return np.concatenate(logits), np.concatenate(labels)
 
 
-def evaluate(artifact: Artifact, archive: Path | None = None) -> dict[str, float]:
-    """The metrics of the model card, on the evaluation split of the data set that the model was trained on.
+def evaluation_batches(artifact: Artifact, archive: Path | None = None, count: int | None = None) -> Iterator[Batch]:
+    """The evaluation split of the data set that the model was trained on, or `count` samples of it by a fixed seed, in order.
 
     Raises:
         DownloadError: the official archive cannot be fetched.
         ValueError: the archive is not in the official layout, or its classes are not the model's.
     """
-    if isinstance(artifact.manifest.preprocessing, ImagePreprocessing):
-        return _evaluate_images(artifact, artifact.manifest.preprocessing, archive)
-    return _evaluate_texts(artifact, artifact.manifest.preprocessing.max_length, archive)
+    name, labels, preprocessing = artifact.manifest.name, artifact.manifest.labels, artifact.manifest.preprocessing
+    if preprocessing is None:
+        raise ValueError(f"{name} takes tensors only; only models of photos and texts can be evaluated")
+    if isinstance(preprocessing, ImagePreprocessing):
+        if labels != list(imagenette.CLASSES.values()):
+            raise ValueError(f"{name} does not have the labels of Imagenette; only such models can be evaluated")
+        files = imagenette.read_split("val", archive)
+        return imagenette.served_batches([files[i] for i in _some(len(files), count)], preprocessing, _BATCH_SIZE)
+    queries = _tokenize(artifact, preprocessing, "test", archive)
+    if (queries.labels < 0).any():
+        raise ValueError(f"{name} does not have the labels of CLINC150; only such models can be evaluated")
+    chosen = _some(len(queries), count)
+    kept = clinc150.TokenizedQueries([queries.rows[i] for i in chosen], queries.labels[chosen])
+    return clinc150.evaluation_batches(kept, _BATCH_SIZE)
 
 
-def _evaluate_images(artifact: Artifact, preprocessing: ImagePreprocessing, archive: Path | None) -> dict[str, float]:
-    if artifact.manifest.labels != list(imagenette.CLASSES.values()):
-        raise ValueError(f"{artifact.manifest.name} does not have the labels of Imagenette; only such models can be evaluated")
-    batches = imagenette.served_batches(imagenette.read_split("val", archive), preprocessing, _BATCH_SIZE)
-    logits, labels = run_logits(artifact, batches)
-    return {
+def _some(n: int, count: int | None) -> list[int]:
+    return sorted(np.random.default_rng(_SEED).permutation(n)[:count].tolist())
+
+
+def _tokenize(
+    artifact: Artifact, preprocessing: TextPreprocessing, split: clinc150.Split, archive: Path | None
+) -> clinc150.TokenizedQueries:
+    tokenizer = preprocessing.load_tokenizer(artifact.folder)
+    queries = clinc150.load_queries(split, archive)
+    return clinc150.tokenize(queries, tokenizer, artifact.manifest.labels, preprocessing.max_length)
+
+
+def evaluate(artifact: Artifact, archive: Path | None = None) -> dict[str, float]:
+    """The metrics of the model card; raises as `evaluation_batches`."""
+    logits, labels = run_logits(artifact, evaluation_batches(artifact, archive))
+    metrics = {
         "accuracy": accuracy(logits, labels),
         "top5_accuracy": accuracy(logits, labels, k=5),
         "expected_calibration_error": expected_calibration_error(logits, labels),
-        "samples": len(labels),
     }
-
-
-def _evaluate_texts(artifact: Artifact, max_length: int, archive: Path | None) -> dict[str, float]:
-    preprocessing, labels = artifact.manifest.preprocessing, artifact.manifest.labels
-    assert not isinstance(preprocessing, ImagePreprocessing)  # the caller chose
-    tokenizer = preprocessing.load_tokenizer(artifact.folder)
-
-    def run(split: clinc150.Split) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        rows = clinc150.tokenize(clinc150.load_queries(split, archive), tokenizer, labels, max_length)
-        return run_logits(artifact, clinc150.evaluation_batches(rows, _BATCH_SIZE))
-
-    in_scope, targets = run("test")
-    if (targets < 0).any():
-        raise ValueError(f"{artifact.manifest.name} does not have the labels of CLINC150; only such models can be evaluated")
-    out_of_scope, _ = run("oos_test")
+    if not isinstance(artifact.manifest.preprocessing, TextPreprocessing):
+        return {**metrics, "samples": len(labels)}
+    strange = _tokenize(artifact, artifact.manifest.preprocessing, "oos_test", archive)
+    out_of_scope, _ = run_logits(artifact, clinc150.evaluation_batches(strange, _BATCH_SIZE))
     return {
-        "accuracy": accuracy(in_scope, targets),
-        "top5_accuracy": accuracy(in_scope, targets, k=5),
-        "expected_calibration_error": expected_calibration_error(in_scope, targets),
-        "out_of_scope_auroc": auroc(softmax(in_scope).max(1), softmax(out_of_scope).max(1)),
-        "samples": len(targets),
+        **metrics,
+        "out_of_scope_auroc": auroc(softmax(logits).max(1), softmax(out_of_scope).max(1)),
+        "samples": len(labels),
         "out_of_scope_samples": len(out_of_scope),
     }

@@ -68,7 +68,7 @@ def write_model(
     return write_manifest(folder, complete, names)
 
 
-def layers_of(model: onnx.ModelProto, preprocessing: ImagePreprocessing | TextPreprocessing) -> list[Layer]:
+def layers_of(model: onnx.ModelProto, preprocessing: ImagePreprocessing | TextPreprocessing | None) -> list[Layer]:
     """The probes of a model as the manifest lists them; images have the extent that the preprocessing gives them."""
     extents = {"height": preprocessing.crop, "width": preprocessing.crop} if isinstance(preprocessing, ImagePreprocessing) else {}
     mask = next((_spec(value) for value in model.graph.input if value.name == _MASK), None)

@@ -32,10 +32,23 @@ def test_service_never_imports_torch() -> None:
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("command", ["evaluation", "artifact", "instrument.probes", "data.imagenette", "data.clinc150", "card"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "evaluation",
+        "artifact",
+        "instrument.probes",
+        "data.imagenette",
+        "data.clinc150",
+        "card",
+        "graph_import",
+        "quantization",
+        "ablation",
+    ],
+)
 def test_what_needs_no_training_imports_no_torch(command: str) -> None:
-    """Evaluation, inspection and data work where torch is not installed."""
-    code = f"import sys, models.{command}; print('torch' in sys.modules)"
+    """Evaluation, import, quantization, inspection and data work where torch is not installed."""
+    code = f"import sys, models.{command}; print(bool({_TRAINING_ONLY!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

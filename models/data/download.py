@@ -9,8 +9,6 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 from models.checksum import sha256_of
 
 CACHE_DIR = Path.home() / ".cache" / "normscope"
@@ -62,6 +60,8 @@ def fetch(archive: OfficialArchive, folder: Path = CACHE_DIR) -> Path:
 
 
 def _transfer(url: str, part: Path) -> None:
+    from tqdm import tqdm  # of the training extra; whoever has an archive already goes without
+
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:

@@ -59,6 +59,18 @@ class Graph:
         """The extents of a tensor as far as shape inference knows them; None where not even the rank is known."""
         return self._shapes.get(tensor)
 
+    def depends(self, tensor: str, *, on: str) -> bool:
+        """Whether a tensor is computed from another one."""
+        pending, seen = [tensor], {tensor}
+        while pending:
+            node = self.producer(pending.pop())
+            sources = set(value_inputs(node)) - seen if node is not None else set()
+            if on in sources:
+                return True
+            seen |= sources
+            pending += sources
+        return False
+
     def is_constant(self, tensor: str) -> bool:
         """True if the tensor depends on no graph input: an initializer, or computed from such alone."""
         pending = [tensor]

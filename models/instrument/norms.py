@@ -1,10 +1,12 @@
 """Finds the normalizations of a graph: an operator table in, one `Norm` for each node out.
 
 Rules:
-    1. BatchNormalization (inference form: one output), LayerNormalization, GroupNormalization, InstanceNormalization and
-       RMSNormalization are normalizations; gamma, beta and epsilon are theirs.
-    2. The channel axis is 1, except for LayerNormalization and RMSNormalization, where it is the last axis.
+    1. BatchNormalization (inference form: one output), LayerNormalization, GroupNormalization, InstanceNormalization,
+       RMSNormalization and ONNX Runtime's SimplifiedLayerNormalization, which is the same, are normalizations; gamma, beta and
+       epsilon are theirs.
+    2. The channel axis is 1, except for layer and RMS normalizations, where it is the last axis.
     3. A normalization folded into a convolution leaves no node and is not guessed.
+    4. ONNX Runtime's SkipLayerNormalization and SkipSimplifiedLayerNormalization normalize the sum that is their fourth output.
 """
 
 from dataclasses import dataclass
@@ -16,7 +18,10 @@ from numpy.typing import NDArray
 
 from models.instrument.graph import Graph, attribute
 from models.instrument.naming import module_path
+from models.instrument.skip_norms import BIAS, SUM
 
+DEFAULT_EPSILON = 1e-5  # of the operators of ONNX, by its specification
+_SKIP_EPSILON = 1e-12  # of those of ONNX Runtime, by its documentation
 NormKind = Literal["batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm"]
 
 
@@ -26,6 +31,7 @@ class _Operator:
     last_axis: bool
     gamma: int  # position among the inputs
     beta: int | None
+    epsilon: float = DEFAULT_EPSILON
 
 
 _OPERATORS = {
@@ -34,8 +40,10 @@ _OPERATORS = {
     "GroupNormalization": _Operator("group_norm", last_axis=False, gamma=1, beta=2),
     "InstanceNormalization": _Operator("instance_norm", last_axis=False, gamma=1, beta=2),
     "RMSNormalization": _Operator("rms_norm", last_axis=True, gamma=1, beta=None),
+    "SimplifiedLayerNormalization": _Operator("rms_norm", last_axis=True, gamma=1, beta=None),
+    "SkipLayerNormalization": _Operator("layer_norm", last_axis=True, gamma=2, beta=3, epsilon=_SKIP_EPSILON),
+    "SkipSimplifiedLayerNormalization": _Operator("rms_norm", last_axis=True, gamma=2, beta=None, epsilon=_SKIP_EPSILON),
 }
-DEFAULT_EPSILON = 1e-5  # of all five operators, by the ONNX specification
 
 
 @dataclass(frozen=True)
@@ -62,13 +70,13 @@ def find_norms(graph: Graph) -> list[Norm]:
 
 
 def _norm(graph: Graph, node: onnx.NodeProto, operator: _Operator) -> Norm:
-    epsilon = attribute(node, "epsilon", DEFAULT_EPSILON)
+    epsilon = attribute(node, "epsilon", operator.epsilon)
     assert isinstance(epsilon, float)  # by the operator's schema
     return Norm(
         nodes=(node,),
         name=module_path([node]),
         kind=operator.kind,
-        before=node.input[0],
+        before=node.output[SUM] if node.op_type in BIAS else node.input[0],
         after=node.output[0],
         last_axis=operator.last_axis,
         epsilon=epsilon,

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from models.instrument.graph import Dimension, Graph
-from models.instrument.probes import infer_shapes
+from models.instrument.shapes import infer_shapes
 
 DOMAIN = "normscope"
 SUMMARY, WANTED = "normscope.summary", "normscope.channels_wanted"

@@ -14,6 +14,8 @@ from models.instrument.graph import Dimension, Graph
 from models.instrument.naming import sum_name
 from models.instrument.norms import Norm, NormKind, find_norms
 from models.instrument.residual_adds import find_residual_adds
+from models.instrument.shapes import infer_shapes
+from models.instrument.skip_norms import BIAS, expose_sums
 
 ProbeKind = NormKind | Literal["residual_add"]
 
@@ -41,25 +43,14 @@ class Probe:
     beta: NDArray[np.float64] | None = None
 
 
-def infer_shapes(model: onnx.ModelProto, extents: Mapping[str, int]) -> onnx.ModelProto:
-    """A copy of the model in which the named dynamic dimensions have these extents, with the shapes that follow from them."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    for value in (*copy.graph.input, *copy.graph.value_info, *copy.graph.output):
-        for dimension in value.type.tensor_type.shape.dim:
-            if dimension.dim_param in extents:
-                dimension.dim_value = extents[dimension.dim_param]
-    return onnx.shape_inference.infer_shapes(copy, data_prop=True)
-
-
 def find_probes(model: onnx.ModelProto, extents: Mapping[str, int] | None = None) -> list[Probe]:
     """Every normalization and residual add of the model.
 
     Args:
-        model: any ONNX model; it is not changed.
+        model: any ONNX model; it is not changed. Where it holds Skip operators, the tensors are those that `expose_sums` makes.
         extents: known values of dynamic input dimensions, by name, for the shapes that are reported.
     """
-    graph = Graph(infer_shapes(model, extents or {}))
+    graph = Graph(infer_shapes(_with_sums(model), extents or {}))
     norms = _all_norms(graph)
     entries: list[tuple[int, Probe]] = [(graph.position(norm.nodes[-1]), _norm_probe(graph, norm)) for norm in norms]
     for add in find_residual_adds(graph):
@@ -74,7 +65,17 @@ def find_probes(model: onnx.ModelProto, extents: Mapping[str, int] | None = None
             channel_axis=_channel_axis(shape, last_axis=nearest is not None and nearest.last_axis),
         )
         entries.append((position, probe))
-    return _with_unique_names([probe for _, probe in sorted(entries, key=lambda entry: entry[0])])
+    entries.sort(key=lambda entry: (entry[0], entry[1].kind != "residual_add"))  # a Skip operator adds before it normalizes
+    return _with_unique_names([probe for _, probe in entries])
+
+
+def _with_sums(model: onnx.ModelProto) -> onnx.ModelProto:
+    if not any(node.op_type in BIAS for node in model.graph.node):
+        return model
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    expose_sums(copy)
+    return copy
 
 
 def _all_norms(graph: Graph) -> list[Norm]:

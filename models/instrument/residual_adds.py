@@ -1,8 +1,8 @@
 """Finds the residual adds y = F(x) + x of a graph.
 
 Rules, for an Add of two tensors that both depend on the input (so no bias):
-    1. Walk back from one side through operators that only pass values on (Reshape, Transpose, Slice, Cast, Dropout, Pad, ...): the
-       first tensor from which the other side is also reached is the fork, and this side is an identity.
+    1. Walk back from one side through operators that only pass values on (Reshape, Transpose, Slice, Cast, Dropout, Pad, ...; be it
+       with 8 bits of them): the first tensor from which the other side is also reached is the fork, and this side is an identity.
     2. Otherwise walk back through at most one Conv, MatMul or Gemm with its bias, norm and pooling: this side is a projection.
     3. The other side is F. On its way from the fork lies at least one weighted operator (Conv, MatMul, Gemm, attention),
        which rules out the tanh form of GELU (x + 0.0447 x^3) and rotary embeddings.
@@ -11,6 +11,8 @@ Rules, for an Add of two tensors that both depend on the input (so no bias):
     6. Shape and Size end a walk: they carry extents, not activations, so attention masks built from them share no fork.
     7. A sum that goes into a Softmax alone, be it through further sums, is made of attention scores: what is added is a mask or
        a bias, even where an earlier layer has used the same, which makes it an ancestor of the scores.
+    8. ONNX Runtime's SkipLayerNormalization and SkipSimplifiedLayerNormalization add their first two inputs, and have the sum as
+       fourth output. Rules 1 to 7 hold for them too.
 """
 
 from collections.abc import Iterator
@@ -19,15 +21,19 @@ from dataclasses import dataclass
 import onnx
 
 from models.instrument.graph import Graph, value_inputs
+from models.instrument.skip_norms import BIAS, SUM
 
 _PASSES = {
     "Reshape", "Transpose", "Slice", "Cast", "Dropout", "Pad", "Identity", "Flatten", "Squeeze", "Unsqueeze",
-    "CastLike",
+    "CastLike", "QuantizeLinear", "DequantizeLinear",
 }  # fmt: skip
-_WEIGHTED = {"Conv", "MatMul", "Gemm", "Attention", "MultiHeadAttention", "GroupQueryAttention", "Einsum"}
+_WEIGHTED = {
+    "Conv", "MatMul", "Gemm", "Attention", "MultiHeadAttention", "GroupQueryAttention", "Einsum",
+    "FusedConv", "FusedMatMul", "FusedGemm", "MatMulNBits",
+}  # fmt: skip
 _PROJECTION_COMPANIONS = {
     "BatchNormalization", "LayerNormalization", "GroupNormalization", "InstanceNormalization", "RMSNormalization",
-    "AveragePool", "MaxPool",
+    "SimplifiedLayerNormalization", "AveragePool", "MaxPool",
 }  # fmt: skip
 _RESAMPLES = {"Resize", "Upsample", "ConvTranspose"}
 _EXTENTS = {"Shape", "Size"}
@@ -45,14 +51,16 @@ class ResidualAdd:
 
 def find_residual_adds(graph: Graph) -> list[ResidualAdd]:
     """All residual adds, in the order of execution."""
-    return [add for node in graph.nodes if node.op_type == "Add" and (add := _residual_add(graph, node))]
+    return [add for node in graph.nodes if (node.op_type == "Add" or node.op_type in BIAS) and (add := _residual_add(graph, node))]
 
 
 def _residual_add(graph: Graph, node: onnx.NodeProto) -> ResidualAdd | None:
-    if any(graph.is_constant(name) for name in node.input) or _makes_scores(graph, node):
+    sides = node.input[:2]
+    total = node.output[SUM] if node.op_type in BIAS else node.output[0]
+    if any(graph.is_constant(name) for name in sides) or _makes_scores(graph, total):
         return None
     candidates = []
-    for identity, residual in (node.input, reversed(node.input)):
+    for identity, residual in (sides, reversed(sides)):
         ancestors = _ancestors(graph, residual)
         for projected in (False, True):
             steps = _walk_to_fork(graph, identity, ancestors, projected)
@@ -61,13 +69,13 @@ def _residual_add(graph: Graph, node: onnx.NodeProto) -> ResidualAdd | None:
                 break
     for _, _, identity, residual, fork in sorted(candidates, key=lambda c: c[:2]):
         if _is_residual_branch(graph, residual, fork):
-            return ResidualAdd(node, identity, residual, node.output[0])
+            return ResidualAdd(node, identity, residual, total)
     return None
 
 
-def _makes_scores(graph: Graph, node: onnx.NodeProto) -> bool:
+def _makes_scores(graph: Graph, total: str) -> bool:
     """Rule 7."""
-    readers = graph.readers(node.output[0])
+    readers = graph.readers(total)
     while len(readers) == 1 and readers[0].op_type in _PASSES | {"Add"}:
         readers = graph.readers(readers[0].output[0])
     return len(readers) == 1 and readers[0].op_type == "Softmax"

@@ -147,7 +147,8 @@ class BatchReducer:
             inputs: of the run; the masks of the layers are among them.
             workers: threads that share the tensors among them; numpy leaves the interpreter free for most of the work.
         """
-        n = len(next(iter(inputs.values())))
+        first = next(iter(inputs.values()))
+        n = len(first) if first.ndim else 1  # of a model without batch, whose layers are none
         observed = np.zeros((n, 1)) if outputs.summary is None else outputs.summary
         masks = {name: inputs[name].astype(bool) for i in self._others if (name := self._layout.reductions[i].mask)}
         others = dict(zip(self._others, self._reduce_tensors(outputs.tensors, masks, workers), strict=True))

@@ -40,9 +40,16 @@ async def read_inputs(request: Request, manifest: Manifest, settings: Settings) 
     Raises:
         UnsupportedMediaTypeError: a Content-Type that the model does not read.
         BodyTooLargeError, SlowRequestError, InvalidHttpError, ClientDisconnect: see `read_body`.
-        InvalidRequestError: broken JSON, multipart or base64, no input, too many.
+        InvalidRequestError: the model takes neither; broken JSON, multipart or base64, no input, too many.
     """
-    takes_images = manifest.task == "image-classification"
+    if manifest.preprocessing is None:
+        raise InvalidRequestError(
+            f"{manifest.name} takes tensors, neither photos nor texts",
+            value=None,
+            limit=[spec.name for spec in manifest.inputs],
+            remedy=f"send tensors to /v2/models/{manifest.name}/infer, or import the model again with --preprocessing",
+        )
+    takes_images = manifest.preprocessing.kind == "image"
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     is_json = media_type == "application/json" or media_type.endswith("+json")
     if not is_json and not (takes_images and (media_type.startswith("image/") or media_type == "multipart/form-data")):

@@ -13,8 +13,15 @@ def choose_layers(layers: Sequence[Layer], pattern: str, model: str) -> list[Lay
     """The layers whose name matches a glob (`*`, `?`, `[...]`), or one of several separated by commas, in the given order.
 
     Raises:
-        UnknownLayerError: a part matches none.
+        UnknownLayerError: a part matches none, or there is none.
     """
+    if not layers:
+        raise UnknownLayerError(
+            f"{model} has no layers that can be watched",
+            value=pattern,
+            limit="0 layers",
+            remedy=f"ask without statistics; GET /v1/models/{model} tells in its notes why",
+        )
     names = [layer.layer for layer in layers]
     chosen: set[str] = set()
     for part in (part.strip() for part in pattern.split(",")):

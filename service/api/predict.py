@@ -85,18 +85,19 @@ async def predict(request: Request, model: str) -> Response:
 
 
 def _describe(labels: list[str], query: PredictQuery, layers: list[Layer], outcome: Outcome) -> dict[str, Any]:
-    best = outcome.ranking[: query.top_k]
-    described: dict[str, Any] = {
-        "labels": [
-            {"label": labels[i], "score": score} for i, score in zip(best.tolist(), outcome.scores[best].tolist(), strict=True)
-        ],
-        "truncated": outcome.truncated,
-    }
+    described: dict[str, Any] = {"labels": _best(labels, query.top_k, outcome), "truncated": outcome.truncated}
     if outcome.statistics is not None:
         layer_statistics = outcome.statistics.describe(layers, channels=query.statistics == "channels")
         # each layer by itself: orjson keeps the interpreter to itself while it works
         described["layers"] = [orjson.Fragment(orjson.dumps(layer)) for layer in layer_statistics]
     return described
+
+
+def _best(labels: list[str], count: int, outcome: Outcome) -> list[dict[str, Any]]:
+    if outcome.scores is None or outcome.ranking is None:  # an encoder has no labels
+        return []
+    best = outcome.ranking[:count]
+    return [{"label": labels[i], "score": score} for i, score in zip(best.tolist(), outcome.scores[best].tolist(), strict=True)]
 
 
 def _check_values(count: int, layers: list[Layer], level: Level, limit: int) -> None:

@@ -59,8 +59,12 @@ _CARD: dict[str, Any] = {
     "description": "Transformer encoder for 150 intents",
     "inputs": [{"name": "input_ids", "dtype": "int64", "shape": ["batch", "length"]}],
     "outputs": [{"name": "logits", "dtype": "float32", "shape": ["batch", 150]}],
+    "batched": True,
+    "mask": None,
+    "extents": {},
     "preprocessing": {"kind": "text", "tokenizer": "tokenizer.json", "max_length": 64},
     "labels": ["balance", "weather"],
+    "notes": [],
     "metrics": {"accuracy": 0.92},
     "training": {
         "data": "CLINC150",
@@ -155,7 +159,7 @@ class PredictionAnswer(BaseModel):
 
     model_config = _like(_PREDICTION)
 
-    labels: list[LabelScore] = Field(description="the best first")
+    labels: list[LabelScore] = Field(description="the best first; none where the model has no labels")
     truncated: bool = Field(description="the text was longer than the model reads and was cut")
     layers: list[LayerStatistics] | None = Field(default=None, description="absent for statistics=none")
 
@@ -223,8 +227,12 @@ class ModelCard(BaseModel):
     description: str
     inputs: list[TensorSpec]
     outputs: list[TensorSpec]
-    preprocessing: ImagePreprocessing | TextPreprocessing
+    batched: bool = Field(description="whether axis 0 of every input and output is the batch")
+    mask: str | None = Field(description="input that tells tokens from padding, where it is not attention_mask")
+    extents: dict[str, int] = Field(description="dynamic dimension -> an extent that the model was run with")
+    preprocessing: ImagePreprocessing | TextPreprocessing | None = Field(description="null where the model takes tensors only")
     labels: list[str]
+    notes: list[str] = Field(description="what cannot be seen inside the model, and why")
     metrics: dict[str, float]
     training: Provenance
     libraries: dict[str, str]

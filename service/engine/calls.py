@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,16 +19,16 @@ class Outcome:
     """Of one input.
 
     Attributes:
-        logits: float32 (classes,).
-        scores: their softmax, float64 (classes,).
+        outputs: of the model for this input, without the batch axis; whole where the model has none.
+        scores: of the classes, the softmax of their output, float64 (classes,); None where the model has no labels.
         ranking: the classes, the best first, int64 (classes,).
         truncated: whether its text was cut.
         statistics: if they were asked for.
     """
 
-    logits: NDArray[np.float32]
-    scores: NDArray[np.float64]
-    ranking: NDArray[np.int64]
+    outputs: tuple[NDArray[Any], ...]
+    scores: NDArray[np.float64] | None
+    ranking: NDArray[np.int64] | None
     truncated: bool
     statistics: SampleStatistics | None
 

@@ -3,8 +3,8 @@
 What is watched is reduced inside the graph where the compiled operator is at hand; the rest becomes outputs of the graph.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,13 +16,15 @@ import onnxruntime
 
 from models.artifact import Artifact, ArtifactError
 from models.instrument.blocked import layout_probe, read_blocked
+from models.instrument.graph_file import read_graph
 from models.instrument.observers import Observer, Pair, Reduction, add_observers
-from models.instrument.taps import UnknownTensorError, add_taps
+from models.instrument.taps import UnknownTensorError, add_taps, widen
 from service.statistics.library import library
 
 Provider = Literal["cpu", "cuda"]
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _MOST_CHANNELS_OF_A_BLOCK = 64
+_MOST_BYTES = 1 << 30  # of a model that is changed as one piece; protobuf ends at 2 GiB
 
 
 @dataclass(frozen=True)
@@ -31,19 +33,23 @@ class PreparedGraph:
 
     Attributes:
         model: the graph in ONNX's format, or the file that holds it.
-        output: name of the logits.
+        outputs: names of those of the model.
         provider: of the sessions that will run it.
         taps: tensors that are outputs, each after the other.
+        widened: tap -> the output that stands for it, where they differ.
         observers: nodes that reduce tensors; with any, the graph has the input and the outputs that `observers.py` names.
         optimized: whether ONNX Runtime has optimized it already.
+        weights: the folder of the weights that `model` does not hold.
     """
 
     model: bytes | Path
-    output: str
+    outputs: tuple[str, ...]
     provider: Provider
     taps: tuple[str, ...] = ()
     observers: tuple[Observer, ...] = ()
     optimized: bool = False
+    widened: Mapping[str, str] = field(default_factory=dict)
+    weights: Path | None = None
 
     def load(self, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
         """A session of it.
@@ -61,12 +67,14 @@ class PreparedGraph:
             options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
         if self.optimized:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        if self.weights is not None:
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(self.weights))
         providers = list(dict.fromkeys([_PROVIDERS[self.provider], _PROVIDERS["cpu"]]))  # the CPU for what the other cannot do
         model = self.model if isinstance(self.model, bytes) else str(self.model)
         try:
             return onnxruntime.InferenceSession(model, options, providers=providers)
         except Exception as error:  # ONNX Runtime's and protobuf's exceptions share no base
-            raise ArtifactError(f"the graph of {self.output} cannot be loaded: {error}") from error
+            raise ArtifactError(f"the graph of {', '.join(self.outputs)} cannot be loaded: {error}") from error
 
 
 def prepare(
@@ -77,11 +85,14 @@ def prepare(
     Raises:
         ArtifactError: the graph cannot be read, or a tensor is not in it.
     """
-    path, output = artifact.model_path, artifact.manifest.outputs[0].name
+    path, outputs = artifact.model_path, tuple(spec.name for spec in artifact.manifest.outputs)
     if not reductions:
-        return PreparedGraph(path, output, provider)
+        return PreparedGraph(path, outputs, provider)
+    size = sum((artifact.folder / name).stat().st_size for name in artifact.manifest.files)
     try:
-        return watch(onnx.load(path), output, provider, reductions, pairs)
+        if size <= _MOST_BYTES:
+            return watch(onnx.load(path), outputs, provider, reductions, pairs)
+        return watch(read_graph(path), outputs, provider, reductions, pairs, weights=artifact.folder)
     except UnknownTensorError as error:
         raise ArtifactError(f"{path}: {error}") from error
     except ArtifactError:
@@ -91,9 +102,23 @@ def prepare(
 
 
 def watch(
-    model: onnx.ModelProto, output: str, provider: Provider, reductions: Sequence[Reduction], pairs: Sequence[Pair]
+    model: onnx.ModelProto,
+    outputs: tuple[str, ...],
+    provider: Provider,
+    reductions: Sequence[Reduction],
+    pairs: Sequence[Pair],
+    weights: Path | None = None,
 ) -> PreparedGraph:
     """A graph, which may be changed, with what is to be watched in it.
+
+    Args:
+        model: with its weights, or without those that lie in the folder `weights`; then it is not optimized before it is loaded,
+            so observers cannot read the blocked layout of convolutions: such a graph is too large to be passed on whole.
+        outputs: names of those of the model.
+        provider: of the sessions that will run it.
+        reductions: what is watched.
+        pairs: residual adds whose dot products are watched.
+        weights: see `model`.
 
     Raises:
         UnknownTensorError: a tensor is not in it.
@@ -105,8 +130,10 @@ def watch(
     taps = [each.tensor for each in reductions if each not in seen]
     taps += [each.tensor for pair in pairs if pair not in related for each in (pair.identity, pair.residual)]
     taps = list(dict.fromkeys(taps))
-    graph = PreparedGraph(add_taps(model, taps).SerializeToString(), output, provider, tuple(taps), tuple(observers))
-    return _reading_blocks(graph) if observers else graph
+    widened = widen(model, taps)
+    proto = add_taps(model, [widened.get(tap, tap) for tap in taps]).SerializeToString()
+    graph = PreparedGraph(proto, outputs, provider, tuple(taps), tuple(observers), widened=widened, weights=weights)
+    return _reading_blocks(graph) if observers and weights is None else graph
 
 
 def _reading_blocks(graph: PreparedGraph) -> PreparedGraph:
@@ -123,7 +150,7 @@ def _reading_blocks(graph: PreparedGraph) -> PreparedGraph:
         model = onnx.load(file)
     if not read_blocked(model, block):
         return graph
-    return PreparedGraph(model.SerializeToString(), graph.output, graph.provider, graph.taps, graph.observers, optimized=True)
+    return PreparedGraph(model.SerializeToString(), graph.outputs, graph.provider, graph.taps, graph.observers, True, graph.widened)
 
 
 @cache

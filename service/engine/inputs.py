@@ -1,4 +1,7 @@
-"""What a model takes, one input at a time: encoded image, text or raw tensors in, rows without batch axis out; rows -> one feed."""
+"""What a model takes, one input at a time: encoded image, text or raw tensors in, rows out; rows -> one feed.
+
+A row has no batch axis, unless the model has none: then it is a whole request, and the only row of its feed.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,16 +11,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.artifact import Artifact
+from models.artifact import Artifact, TensorSpec
 from models.preprocessing import ImagePreprocessing, InvalidInputError, TextPreprocessing, decode_image, encode_texts
 from service.engine.session import Feed
 
 
 @dataclass(frozen=True)
 class TensorInput:
-    """One row: an array for each input of the graph without the batch axis.
+    """One row: an array for each input of the graph.
 
-    An image is (float32 (3, H, W),), a text (ids int64 (L,), mask int64 (L,)).
+    Of an image (float32 (3, H, W),), of a text (ids int64 (L,), mask int64 (L,)).
     """
 
     arrays: tuple[NDArray[Any], ...]
@@ -26,7 +29,7 @@ class TensorInput:
     @property
     def elements(self) -> int:
         """Numbers in the largest array."""
-        return max(array.size for array in self.arrays)
+        return max((array.size for array in self.arrays), default=0)
 
 
 Item = bytes | str | TensorInput
@@ -37,20 +40,28 @@ class InputReader:
     """Turns items into rows, and rows into the feed of one run; safe to use from several threads."""
 
     def __init__(self, artifact: Artifact, max_image_pixels: int) -> None:
-        self._names = [spec.name for spec in artifact.manifest.inputs]
-        self._preprocessing = artifact.manifest.preprocessing
+        self._manifest = manifest = artifact.manifest
+        self._names = [spec.name for spec in manifest.inputs]
+        self._preprocessing = manifest.preprocessing
         self._max_image_pixels = max_image_pixels
-        self.pads = isinstance(self._preprocessing, TextPreprocessing)
-        """Rows of different length can share a run."""
+        of_text = isinstance(self._preprocessing, TextPreprocessing)
+        known = all(isinstance(extent, int) for spec in manifest.outputs for extent in spec.shape[1:])
+        self.pads = of_text and manifest.mask_input is not None and manifest.batched and known
+        """Rows of different length can share a run: padding is masked, and no output has the length of its input."""
         self._tokenizer = (
             self._preprocessing.load_tokenizer(artifact.folder) if isinstance(self._preprocessing, TextPreprocessing) else None
         )
 
     def example(self) -> TensorInput:
         """A row that the model can run, to warm up."""
-        if isinstance(self._preprocessing, ImagePreprocessing):
-            return TensorInput((np.zeros((3, self._preprocessing.crop, self._preprocessing.crop), np.float32),))
-        return TensorInput((np.zeros(1, np.int64), np.ones(1, np.int64)))
+        extents = self._manifest.extents
+        side = self._preprocessing.crop if isinstance(self._preprocessing, ImagePreprocessing) else 1
+        arrays = []
+        for spec in self._manifest.inputs:
+            dynamic = [extent if isinstance(extent, int) else extents.get(str(extent), side) for extent in spec.shape]
+            value = "" if spec.dtype == "string" else int(spec.name == self._manifest.mask_input)
+            arrays.append(np.full(dynamic[1:] if self._manifest.batched else dynamic, value, _numpy_type(spec)))
+        return TensorInput(tuple(arrays))
 
     def image(self, data: bytes) -> TensorInput:
         """Decodes one image.
@@ -59,23 +70,35 @@ class InputReader:
             InvalidInputError: not an image, a broken or a too large one.
         """
         assert isinstance(self._preprocessing, ImagePreprocessing)  # the API gives bytes to image models only
-        return TensorInput((self._preprocessing.apply(decode_image(data, self._max_image_pixels)),))
+        pixels = self._preprocessing.apply(decode_image(data, self._max_image_pixels))
+        return self._row((pixels.astype(_numpy_type(self._manifest.inputs[0]), copy=False),))
 
     def texts(self, texts: Sequence[str]) -> list[TensorInput | InvalidInputError]:
         """Tokenizes many texts at once; a text that cannot be used gives its error instead of a row."""
         assert isinstance(self._preprocessing, TextPreprocessing)  # and strings to text models
         assert self._tokenizer is not None
         return [
-            encoded if isinstance(encoded, InvalidInputError) else TensorInput((encoded[0], np.ones_like(encoded[0])), encoded[1])
+            encoded if isinstance(encoded, InvalidInputError) else self._text(*encoded)
             for encoded in encode_texts(self._tokenizer, texts, self._preprocessing.max_length)
         ]
 
+    def _text(self, ids: NDArray[np.int64], truncated: bool) -> TensorInput:
+        made = {"input_ids": ids, "token_type_ids": np.zeros_like(ids), "position_ids": np.arange(len(ids))}
+        made[self._manifest.mask_input or ""] = np.ones_like(ids)
+        return self._row(tuple(made[spec.name].astype(_numpy_type(spec), copy=False) for spec in self._manifest.inputs), truncated)
+
+    def _row(self, arrays: tuple[NDArray[Any], ...], truncated: bool = False) -> TensorInput:
+        return TensorInput(arrays if self._manifest.batched else tuple(array[None] for array in arrays), truncated)
+
     def feed(self, rows: Sequence[TensorInput]) -> Feed:
-        """Rows -> arrays (N, ...) by input name; tokens are padded with 0 on the right, masked by 0.
+        """Rows -> arrays (N, ...) by input name; tokens are padded with 0 on the right, masked by 0; one row without batch.
 
         Raises:
             ValueError: rows of different shape that cannot be padded.
         """
+        if not self._manifest.batched:
+            (row,) = rows
+            return dict(zip(self._names, row.arrays, strict=True))
         arrays = [[row.arrays[i] for row in rows] for i in range(len(self._names))]
         return {name: self._stack(column) for name, column in zip(self._names, arrays, strict=True)}
 
@@ -107,3 +130,7 @@ class InputReader:
                 break
             chosen.append(i)
         return chosen
+
+
+def _numpy_type(spec: TensorSpec) -> np.dtype[Any]:
+    return np.dtype(object if spec.dtype == "string" else spec.dtype)

@@ -5,8 +5,8 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from models.artifact import Artifact, Manifest
@@ -72,11 +72,13 @@ class ServedModel:
         del graph  # a copy of all weights
         all_counted = settings.statistics_sample == 1
         self._plain = self._tapped if all_counted else Sessions(prepare(artifact, settings.provider), threads, example)
-        self._sampler = Sampler(settings.statistics_sample)
+        self._sampler = Sampler(settings.statistics_sample if self.manifest.layers else 0)
         name = f"{self.manifest.name}-{self.manifest.version}"
         self._decoders = ThreadPoolExecutor(threads, thread_name_prefix=f"decode-{name}")
         self._reducers = ThreadPoolExecutor(threads, thread_name_prefix=f"reduce-{name}")
-        limits = BatchLimits(settings.max_batch_size, settings.max_batch_elements, settings.max_queue_delay_ms / 1000)
+        self._max_elements = max(settings.max_batch_elements, self._reader.example().elements)
+        max_size = settings.max_batch_size if self.manifest.batched else 1
+        limits = BatchLimits(max_size, settings.max_batch_elements, settings.max_queue_delay_ms / 1000)
         runs_at_once = self._tapped.runs_at_once
         self._watching = Batcher(name, self._reader, self._run_watched, self.counters, limits, runs_at_once)
         self._quick = (
@@ -188,11 +190,11 @@ class ServedModel:
         batcher.put(job)
 
     def _check_size(self, row: TensorInput) -> None:
-        if row.elements > self._settings.max_batch_elements:
+        if row.elements > self._max_elements:
             raise InvalidRequestError(
-                f"one input has {row.elements} numbers, more than {self._settings.max_batch_elements}",
+                f"one input has {row.elements} numbers, more than {self._max_elements}",
                 value=row.elements,
-                limit=self._settings.max_batch_elements,
+                limit=self._max_elements,
                 remedy="send a smaller one, or raise NORMSCOPE_MAX_BATCH_ELEMENTS",
             )
 
@@ -211,7 +213,7 @@ class ServedModel:
         result = self._plain.run(feed, alone=batch.alone)
         ran = time.perf_counter_ns()
         self.traffic.count(len(batch.rows))
-        outcomes = _outcomes(result.logits, batch.rows, [None] * len(batch.rows))
+        outcomes = _outcomes(self.manifest, result.outputs, batch.rows, [None] * len(batch.rows))
         return BatchResult(outcomes, ready - start, ran - ready, time.perf_counter_ns() - ran)
 
     def _run_tapped(self, batch: Batch, *, counted: bool) -> BatchResult:
@@ -226,7 +228,8 @@ class ServedModel:
         self.traffic.count(len(batch.rows))
         if counted:
             self.traffic.add(observed, channels=channels)
-        outcomes = _outcomes(result.logits, batch.rows, [observed.sample(i) if kept else None for i, kept in enumerate(batch.keep)])
+        kept = [observed.sample(i) if wanted else None for i, wanted in enumerate(batch.keep)]
+        outcomes = _outcomes(self.manifest, result.outputs, batch.rows, kept)
         return BatchResult(outcomes, ready - start, ran - ready, time.perf_counter_ns() - ran)
 
     def close(self) -> None:
@@ -241,12 +244,24 @@ class ServedModel:
 
 
 def _outcomes(
-    logits: NDArray[np.float32], rows: Sequence[TensorInput], statistics: Sequence[SampleStatistics | None]
+    manifest: Manifest,
+    outputs: Sequence[NDArray[Any]],
+    rows: Sequence[TensorInput],
+    statistics: Sequence[SampleStatistics | None],
 ) -> list[Outcome]:
-    scores = softmax(logits)  # of the whole batch: numpy costs about as much for one row
-    ranking = rank(scores)
+    chosen = manifest.scores_output
+    scores = ranking = None
+    if chosen is not None:
+        scores = softmax(outputs[chosen])  # of the whole batch: numpy costs about as much for one row
+        ranking = rank(scores)
     return [
-        Outcome(logits[i], scores[i], ranking[i], row.truncated, of_row)
+        Outcome(
+            tuple(output[i] for output in outputs) if manifest.batched else tuple(outputs),
+            None if scores is None else scores[i],
+            None if ranking is None else ranking[i],
+            row.truncated,
+            of_row,
+        )
         for i, (row, of_row) in enumerate(zip(rows, statistics, strict=True))
     ]
 

@@ -1,4 +1,4 @@
-"""ONNX Runtime behind one small door: a prepared graph in, logits and what is watched out. Knows no HTTP and no statistics."""
+"""ONNX Runtime behind one small door: a prepared graph in, its outputs and what is watched out. Knows no HTTP and no statistics."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,13 +23,13 @@ class RunResult:
     """What one run hands out.
 
     Attributes:
-        logits: float32 (N, classes).
+        outputs: of the model, in the order of its manifest.
         tensors: the tapped ones (N, ...) by name.
         summary: float64 (N, ...), the numbers of the observers; None without any.
         channels: of each observer float32 (N, ...), the same by channel; empty where they were not asked for.
     """
 
-    logits: NDArray[np.float32]
+    outputs: tuple[NDArray[Any], ...]
     tensors: dict[str, NDArray[np.floating]]
     summary: NDArray[np.float64] | None
     channels: list[NDArray[np.float32]]
@@ -53,19 +53,20 @@ class Session:
         share_arena(options)
         self._session = graph.load(options)
         self._taps = graph.taps
-        self._outputs = [graph.output, *graph.taps]
+        self._count = len(graph.outputs)
+        self._outputs = [*graph.outputs, *(graph.widened.get(tap, tap) for tap in graph.taps)]
         self._channels = [channels_output(i) for i in range(len(graph.observers))]
 
     def run(self, feed: Feed, *, channels: bool = False) -> RunResult:
         """Runs the graph once on arrays (N, ...); `channels` also hands out what the observers see of each channel."""
         summary, listed = None, []
         if not self._channels:
-            logits, *tensors = self._session.run(self._outputs, dict(feed))
+            given = self._session.run(self._outputs, dict(feed))
         else:
             outputs = [SUMMARY, *self._outputs, *self._channels] if channels else [SUMMARY, *self._outputs]
-            summary, logits, *tensors = self._session.run(outputs, {**feed, WANTED: _YES if channels else _NO})
-            tensors, listed = tensors[: len(self._taps)], tensors[len(self._taps) :]
-        return RunResult(logits, dict(zip(self._taps, tensors, strict=True)), summary, listed)
+            summary, *given = self._session.run(outputs, {**feed, WANTED: _YES if channels else _NO})
+            given, listed = given[: len(self._outputs)], given[len(self._outputs) :]
+        return RunResult(tuple(given[: self._count]), dict(zip(self._taps, given[self._count :], strict=True)), summary, listed)
 
 
 class Sessions:

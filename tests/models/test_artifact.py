@@ -90,14 +90,14 @@ def test_an_invalid_manifest_is_refused(written: Artifact, content: bytes) -> No
     ("fields", "where"),
     [
         ({"format": 2}, "format"),
-        ({"task": "speech"}, "task"),
+        ({"task": ""}, "task"),
         ({"labels": "yes"}, "labels"),
         ({"surprise": 1}, "surprise"),
         ({"name": "../encoder"}, "name"),
         ({"version": ""}, "version"),
         ({"preprocessing": {"kind": "sound"}}, "preprocessing"),
         ({"preprocessing": {"kind": "text", "max_length": 0}}, "preprocessing.text.max_length"),
-        ({"inputs": [{"name": "x", "dtype": "float64", "shape": [1]}]}, "inputs.0.dtype"),
+        ({"inputs": [{"name": "x", "dtype": "bfloat16", "shape": [1]}]}, "inputs.0.dtype"),
     ],
 )
 def test_an_invalid_field_is_named(written: Artifact, fields: dict[str, Any], where: str) -> None:
@@ -173,8 +173,10 @@ def test_an_add_has_no_parameters() -> None:
     ("fields", "expected"),
     [
         ({"labels": ["yes"]}, "1 labels do not fit an output of 2 classes"),
-        ({"task": "image-classification"}, "does not fit preprocessing of kind text"),
-        ({"inputs": []}, "0 inputs"),
+        ({"preprocessing": {"kind": "image", "resize": 8, "crop": 8}}, "preprocessing of kind image makes one float32 or float16"),
+        ({"inputs": [{"name": "x", "dtype": "int64", "shape": [1]}]}, "preprocessing of kind text makes inputs named input_ids"),
+        ({"mask": "nowhere"}, "the mask nowhere is none of the inputs input_ids, attention_mask"),
+        ({"inputs": []}, "a model with 0 inputs and 1 outputs"),
         ({"preprocessing": {"kind": "text", "tokenizer": "other.json", "max_length": 8}}, "does not list the tokenizer other.json"),
         ({"preprocessing": {"kind": "text", "tokenizer": "../tokenizer.json", "max_length": 8}}, "preprocessing"),
     ],

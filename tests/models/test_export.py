@@ -25,6 +25,7 @@ from models.export import (
 )
 from models.instrument.observers import Reduction
 from models.instrument.probes import find_probes
+from models.preprocessing import ImagePreprocessing
 from models.torchvision_import import CHECKPOINTS, CheckpointError, import_torchvision
 from service.engine.graph import prepare
 from tests.conftest import SmallRepository
@@ -142,7 +143,7 @@ def test_official_checkpoint(tmp_path: Path) -> None:
     folder = tmp_path / "imagenet" / "1"
     artifact = import_torchvision(tmp_path / "resnet50-11ad3fa6.pth", folder)
     manifest = load_artifact(folder).manifest
-    assert manifest.preprocessing.kind == "image"
+    assert isinstance(manifest.preprocessing, ImagePreprocessing)
     assert (manifest.preprocessing.resize, manifest.preprocessing.crop) == (232, 224)
     assert CHECKPOINTS["0676ba61"].resize == 256
     assert len(manifest.labels) == len(set(manifest.labels)) == 1000

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from models.artifact import load_artifact
-from models.preprocessing import TextPreprocessing, decode_image, encode_text, pad_tokens
+from models.preprocessing import ImagePreprocessing, TextPreprocessing, decode_image, encode_text, pad_tokens
 from tests.conftest import SmallRepository
 from tests.networks import SENTENCES, recorded_sides
 from tests.oracle import assert_layers
@@ -30,7 +30,7 @@ def test_every_layer_of_the_image_model(client: httpx.Client, small_repository: 
         "/v1/models/vision/predict?statistics=summary", files=[("image", (f"{i}.png", data)) for i, data in enumerate(photos)]
     ).json()
     preprocessing = load_artifact(small_repository.folder / "vision" / "1").manifest.preprocessing
-    assert preprocessing.kind == "image"
+    assert isinstance(preprocessing, ImagePreprocessing)
     for data, prediction in zip(photos, answer["predictions"], strict=True):
         x = torch.from_numpy(preprocessing.apply(decode_image(data)))[None]
         with torch.no_grad(), recorded_sides(small_repository.resnet) as recorded:
@@ -60,7 +60,7 @@ def test_channels_add_up_to_the_summary(client: httpx.Client, small_repository: 
         "/v1/models/vision/predict?statistics=channels&layers=layer1.0.*", content=data, headers={"Content-Type": "image/png"}
     ).json()
     preprocessing = load_artifact(small_repository.folder / "vision" / "1").manifest.preprocessing
-    assert preprocessing.kind == "image"
+    assert isinstance(preprocessing, ImagePreprocessing)
     with torch.no_grad(), recorded_sides(small_repository.resnet) as recorded:
         small_repository.resnet(torch.from_numpy(preprocessing.apply(decode_image(data)))[None])
     layers = answer["predictions"][0]["layers"]

@@ -1,18 +1,20 @@
 """The tensors of a checked request -> the items that the engine takes: encoded images, texts or rows. Knows no HTTP."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from service.api.bodies import from_base64
-from service.api.oip.datatypes import Tensor
+from service.api.oip.datatypes import BYTES, Tensor
 from service.api.oip.interface import ModelInterface
 from service.engine.inputs import Item, TensorInput
 from service.errors import InvalidRequestError
 
 
 def read_items(tensors: Sequence[Tensor], interface: ModelInterface) -> list[Item]:
-    """One item for each row of the batch.
+    """One item for each row of the batch, or one for all where the model has no batch.
 
     Args:
         tensors: of an `InferRequest`.
@@ -21,11 +23,20 @@ def read_items(tensors: Sequence[Tensor], interface: ModelInterface) -> list[Ite
     Raises:
         InvalidRequestError: a text that is not UTF-8, an image in JSON that is not base64.
     """
-    if tensors[0].name == interface.encoded.name:
+    if interface.encoded is not None and tensors[0].name == interface.encoded.name:
         read = _read_image if interface.takes_images else _read_text
         return [read(i, value) for i, value in enumerate(tensors[0].values)]
-    arrays = [np.asarray(tensor.values) for tensor in tensors]
+    arrays = tuple(_read_array(tensor) for tensor in tensors)
+    if not interface.manifest.batched:
+        return [TensorInput(arrays)]
     return [TensorInput(row) for row in zip(*arrays, strict=True)]
+
+
+def _read_array(tensor: Tensor) -> NDArray[Any]:
+    if tensor.datatype != BYTES:
+        return np.asarray(tensor.values)
+    texts = [_read_text(i, value) for i, value in enumerate(tensor.values)]
+    return np.array(texts, object).reshape(tensor.shape)
 
 
 def _read_image(index: int, value: bytes | str) -> bytes:

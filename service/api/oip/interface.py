@@ -1,16 +1,17 @@
 """What a model takes and gives in the terms of the protocol: a served model in, declared tensors out. Made once for each model."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from weakref import WeakKeyDictionary
 
 from models.artifact import Manifest, TensorSpec
 from models.preprocessing import ImagePreprocessing
-from service.api.oip.datatypes import BYTES
+from service.api.oip.datatypes import BYTES, NUMPY_TYPES
 from service.api.oip.layer_statistics import StatisticsCatalogue
 from service.engine.model import ServedModel
 
-_DATATYPES = {"float32": "FP32", "int64": "INT64"}
+_DATATYPES: Mapping[str, str] = {dtype.name: datatype for datatype, dtype in NUMPY_TYPES.items()} | {"string": BYTES}
 
 
 @dataclass(frozen=True)
@@ -29,20 +30,20 @@ class DeclaredTensor:
 
 @dataclass(frozen=True)
 class ModelInterface:
-    """The declared tensors of one version of a model; the first dimension of each is the batch.
+    """The declared tensors of one version of a model; the first dimension of each is the batch, where the model has one.
 
     Attributes:
         manifest: of the model.
-        encoded: the BYTES input: encoded images or texts.
+        encoded: the BYTES input: encoded images or texts; None for a model that takes tensors only.
         raw: the inputs of the graph; a request gives all of them, or `encoded`.
-        output: the logits.
+        outputs: those of the graph by name.
         statistics: the outputs that are not declared in the metadata.
     """
 
     manifest: Manifest
-    encoded: DeclaredTensor
+    encoded: DeclaredTensor | None
     raw: tuple[DeclaredTensor, ...]
-    output: DeclaredTensor
+    outputs: Mapping[str, DeclaredTensor]
     statistics: StatisticsCatalogue
 
     @classmethod
@@ -54,28 +55,45 @@ class ModelInterface:
 
     @classmethod
     def made_of(cls, manifest: Manifest, statistics: StatisticsCatalogue) -> "ModelInterface":
-        name = "image" if isinstance(manifest.preprocessing, ImagePreprocessing) else "text"
-        if any(spec.name == name for spec in manifest.inputs):
-            name = f"encoded_{name}"
         raw = tuple(map(_declared, manifest.inputs))
-        batch = raw[0].dimensions[:1]
-        return cls(manifest, DeclaredTensor(name, BYTES, batch), raw, _declared(manifest.outputs[0]), statistics)
+        outputs = {spec.name: _declared(spec) for spec in manifest.outputs}
+        return cls(manifest, _encoded(manifest, raw), raw, outputs, statistics)
 
     @property
     def takes_images(self) -> bool:
         return isinstance(self.manifest.preprocessing, ImagePreprocessing)
 
     @cached_property
+    def scores(self) -> str | None:
+        """The output that holds scores of the labels."""
+        chosen = self.manifest.scores_output
+        return None if chosen is None else self.manifest.outputs[chosen].name
+
+    @cached_property
     def inputs(self) -> dict[str, DeclaredTensor]:
         """All inputs by name, the encoded one first."""
-        return {tensor.name: tensor for tensor in (self.encoded, *self.raw)}
+        return {tensor.name: tensor for way in self.ways for tensor in way}
+
+    @cached_property
+    def ways(self) -> tuple[tuple[DeclaredTensor, ...], ...]:
+        """The sets of inputs of which a request gives one, whole."""
+        return (self.raw,) if self.encoded is None else ((self.encoded,), self.raw)
 
     def describe_ways(self) -> str:
         """In words, what a request may give."""
-        return f"{self.encoded.name}, or {' and '.join(tensor.name for tensor in self.raw)}"
+        return ", or ".join(" and ".join(tensor.name for tensor in way) for way in self.ways)
 
 
 _interfaces: WeakKeyDictionary[ServedModel, ModelInterface] = WeakKeyDictionary()
+
+
+def _encoded(manifest: Manifest, raw: tuple[DeclaredTensor, ...]) -> DeclaredTensor | None:
+    if manifest.preprocessing is None:
+        return None
+    name: str = manifest.preprocessing.kind
+    if any(spec.name == name for spec in manifest.inputs):
+        name = f"encoded_{name}"
+    return DeclaredTensor(name, BYTES, raw[0].dimensions[:1])
 
 
 def _declared(spec: TensorSpec) -> DeclaredTensor:

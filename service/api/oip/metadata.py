@@ -71,7 +71,7 @@ def describe_model(interface: ModelInterface, versions: list[str]) -> dict[str, 
         "versions": versions,
         "platform": PLATFORM,
         "inputs": [_describe_tensor(tensor) for tensor in interface.inputs.values()],
-        "outputs": [_describe_tensor(interface.output)],
+        "outputs": [_describe_tensor(tensor) for tensor in interface.outputs.values()],
     }
 
 
@@ -105,14 +105,18 @@ def _config(request: Request, model: str, version: str | None) -> Response:
 
 
 def configure_model(interface: ModelInterface, settings: Settings) -> dict[str, Any]:
-    """The configuration of a model in the shape of Triton's `ModelConfig`."""
+    """The configuration of a model in the shape of Triton's `ModelConfig`; a `max_batch_size` of 0 says that it has no batch."""
+    batched = interface.manifest.batched
     return {
         "name": interface.manifest.name,
         "platform": PLATFORM,
         "backend": "onnxruntime",
-        "max_batch_size": settings.max_inputs,
-        "input": [{**_configure_tensor(tensor), "optional": True} for tensor in interface.inputs.values()],
-        "output": [{**_configure_tensor(interface.output), "label_filename": ""}],
+        "max_batch_size": settings.max_inputs if batched else 0,
+        "input": [
+            {**_configure_tensor(tensor, batched=batched), "optional": len(interface.ways) > 1}
+            for tensor in interface.inputs.values()
+        ],
+        "output": [{**_configure_tensor(tensor, batched=batched), "label_filename": ""} for tensor in interface.outputs.values()],
         "dynamic_batching": {
             "preferred_batch_size": [settings.max_batch_size],
             "max_queue_delay_microseconds": int(settings.max_queue_delay_ms * 1000),
@@ -122,9 +126,9 @@ def configure_model(interface: ModelInterface, settings: Settings) -> dict[str, 
     }
 
 
-def _configure_tensor(tensor: DeclaredTensor) -> dict[str, Any]:
+def _configure_tensor(tensor: DeclaredTensor, *, batched: bool) -> dict[str, Any]:
     kind = "STRING" if tensor.datatype == BYTES else tensor.datatype
-    return {"name": tensor.name, "data_type": f"TYPE_{kind}", "dims": tensor.shape[1:]}
+    return {"name": tensor.name, "data_type": f"TYPE_{kind}", "dims": tensor.shape[1:] if batched else tensor.shape}
 
 
 def _list_statistics(catalogue: StatisticsCatalogue) -> dict[str, list[str]]:

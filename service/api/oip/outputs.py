@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from service.api.oip.classification import classify
 from service.api.oip.datatypes import BYTES, Tensor
@@ -19,7 +21,7 @@ ASIDE_OUTPUTS = 100
 
 @dataclass(frozen=True, slots=True)
 class WantedOutput:
-    """One output of the answer: layer statistics, or the logits, or the `classes` best of them."""
+    """One output of the answer: layer statistics, or one of the model, or its `classes` best scores."""
 
     name: str
     binary: bool
@@ -32,7 +34,7 @@ class WantedOutput:
 
 
 def choose_outputs(request: InferRequest, interface: ModelInterface, max_values: int) -> list[WantedOutput]:
-    """The outputs in the order of the answer: as listed, or else the logits; then what `layer_statistics` adds.
+    """The outputs in the order of the answer: as listed, or else all of the model; then what `layer_statistics` adds.
 
     Added statistics go as the request's `binary_data_output` says; where it says nothing, as binary if all listed outputs do.
 
@@ -40,31 +42,36 @@ def choose_outputs(request: InferRequest, interface: ModelInterface, max_values:
         InvalidRequestError: an output that the model does not have, is listed twice, or has no classes.
         TooManyValuesError: more than `max_values` statistics.
     """
-    listed = request.outputs or (RequestedOutput(interface.output.name),)
+    listed = request.outputs or tuple(map(RequestedOutput, interface.outputs))
     default = bool(request.binary)
     chosen: dict[str, WantedOutput] = {}
     for output in listed:
-        statistic = None if output.name == interface.output.name else interface.statistics.find(output.name)
-        if output.name in chosen or (statistic is None and output.name != interface.output.name):
+        is_declared = output.name in interface.outputs
+        statistic = None if is_declared else interface.statistics.find(output.name)
+        if output.name in chosen or (statistic is None and not is_declared):
+            names = ", ".join(interface.outputs)
             raise InvalidRequestError(
                 f"output {output.name[:200]} is {'listed twice' if output.name in chosen else 'not known to the model'}",
                 value=output.name,
-                limit=interface.output.name,
-                remedy=f"ask for {interface.output.name}, or layer statistics by the names in the model's configuration",
+                limit=names,
+                remedy=f"ask for {names}, or layer statistics by the names in the model's configuration",
             )
-        if statistic is not None and output.classes:
+        if output.classes and output.name != interface.scores:
             raise InvalidRequestError(
                 f"output {output.name} has no classes",
                 value=output.classes,
-                limit=interface.output.name,
-                remedy=f"ask for the classification of {interface.output.name} only",
+                limit=interface.scores,
+                remedy=f"ask for the classification of {interface.scores} only"
+                if interface.scores
+                else "ask for its values: the model has no labels",
             )
         binary = default if output.binary is None else output.binary
         chosen[output.name] = WantedOutput(output.name, binary, statistic, output.classes)
     added = default if request.binary is not None or not request.outputs else all(each.binary for each in chosen.values())
     for name, statistic in interface.statistics.of_level(request.level).items():
         chosen.setdefault(name, WantedOutput(name, added, statistic))
-    _check_values(request.tensors[0].shape[0], list(chosen.values()), max_values)
+    rows = request.tensors[0].shape[0] if interface.manifest.batched else 1
+    _check_values(rows, list(chosen.values()), max_values)
     return list(chosen.values())
 
 
@@ -80,16 +87,39 @@ def _check_values(count: int, chosen: Sequence[WantedOutput], limit: int) -> Non
 
 
 def make_outputs(chosen: Sequence[WantedOutput], outcomes: Sequence[Outcome], interface: ModelInterface) -> list[Tensor]:
-    """The tensors of the chosen outputs; the outcomes hold statistics if any is among them."""
-    logits = np.stack([outcome.logits for outcome in outcomes])
+    """The tensors of the chosen outputs; the outcomes hold statistics if any is among them.
+
+    Raises:
+        InvalidRequestError: an output has another shape for each of the inputs.
+    """
     reader = StatisticsReader([outcome.statistics for outcome in outcomes if outcome.statistics is not None])
-    tensors = []
-    for output in chosen:
-        if output.classes:
-            labels = interface.manifest.labels
-            shape = (len(logits), min(output.classes, len(labels)))
-            tensors.append(Tensor(output.name, BYTES, shape, classify(logits, output.classes, labels)))
-        else:
-            values = logits if output.statistic is None else reader.read(output.statistic)
-            tensors.append(Tensor(output.name, "FP32", values.shape, values))
-    return tensors
+    return [_make_output(output, outcomes, interface, reader) for output in chosen]
+
+
+def _make_output(output: WantedOutput, outcomes: Sequence[Outcome], interface: ModelInterface, reader: StatisticsReader) -> Tensor:
+    if output.statistic is not None:
+        statistics = reader.read(output.statistic)
+        return Tensor(output.name, "FP32", statistics.shape, statistics)
+    index = list(interface.outputs).index(output.name)
+    values = _join([outcome.outputs[index] for outcome in outcomes], output.name, batched=interface.manifest.batched)
+    if output.classes:
+        labels = interface.manifest.labels
+        shape = (len(values), min(output.classes, len(labels)))
+        return Tensor(output.name, BYTES, shape, classify(values, output.classes, labels))
+    datatype = interface.outputs[output.name].datatype
+    return Tensor(output.name, datatype, values.shape, values.ravel().tolist() if datatype == BYTES else values)
+
+
+def _join(parts: list[NDArray[Any]], name: str, *, batched: bool) -> NDArray[Any]:
+    """Of one output, the parts of all inputs; a model without batch has taken one, and gives its output whole."""
+    if not batched:
+        return parts[0]
+    if len({part.shape for part in parts}) > 1:
+        shapes = sorted({part.shape for part in parts})
+        raise InvalidRequestError(
+            f"output {name} has another shape for each of these inputs, which one tensor cannot hold",
+            value=shapes[:10],
+            limit="one shape",
+            remedy=f"send inputs of equal length together, or one by one; or leave {name} out of the outputs",
+        )
+    return np.stack(parts)

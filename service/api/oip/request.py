@@ -55,7 +55,17 @@ class InferRequest:
 
 
 def raw_request(interface: ModelInterface, data: memoryview) -> InferRequest:
-    """The request whose whole body is one encoded image or text, without JSON; its answer is binary."""
+    """The request whose whole body is one encoded image or text, without JSON; its answer is binary.
+
+    Raises:
+        InvalidRequestError: the model takes neither.
+    """
+    if interface.encoded is None:
+        raise InvalidRequestError(
+            f"{interface.manifest.name} takes tensors, neither photos nor texts",
+            limit=list(interface.inputs),
+            remedy=f"send JSON with {interface.describe_ways()}",
+        )
     return InferRequest(None, (Tensor(interface.encoded.name, BYTES, (1,), [bytes(data)]),), binary=True)
 
 
@@ -129,7 +139,7 @@ def _read_inputs(
                 limit=list(interface.inputs),
                 remedy=f"send {interface.describe_ways()}",
             )
-        shape = _read_shape(entry, declared, extents, max_inputs)
+        shape = _read_shape(entry, declared, extents, max_inputs if interface.manifest.batched else None)
         parameters = read_parameters(f"input {name}", entry)
         refuse_shared_memory(f"input {name}", parameters)
         size = read_count(f"input {name}", parameters, "binary_data_size")
@@ -156,7 +166,7 @@ def _read_inputs(
 
 
 def _one_way(tensors: Mapping[str, Tensor], interface: ModelInterface) -> tuple[Tensor, ...]:
-    for way in ([interface.encoded], interface.raw):
+    for way in interface.ways:
         if tensors.keys() == {declared.name for declared in way}:
             return tuple(tensors[declared.name] for declared in way)
     raise InvalidRequestError(
@@ -168,7 +178,7 @@ def _one_way(tensors: Mapping[str, Tensor], interface: ModelInterface) -> tuple[
 
 
 def _read_shape(
-    entry: Mapping[str, Any], declared: DeclaredTensor, extents: dict[int | str, int], max_inputs: int
+    entry: Mapping[str, Any], declared: DeclaredTensor, extents: dict[int | str, int], max_rows: int | None
 ) -> tuple[int, ...]:
     """The shape of an input, checked with its datatype; `extents` holds what named dimensions were in the inputs before."""
     where = f"input {declared.name}"
@@ -199,11 +209,11 @@ def _read_shape(
             remedy="send that shape: one number from 1 for each dimension, the same for the same name",
         )
     assert isinstance(shape, list)  # part of `fits`
-    if shape[0] > max_inputs:
+    if max_rows is not None and shape[0] > max_rows:
         raise InvalidRequestError(
-            f"{where} has {shape[0]} rows, more than {max_inputs}",
+            f"{where} has {shape[0]} rows, more than {max_rows}",
             value=shape[0],
-            limit=max_inputs,
+            limit=max_rows,
             remedy="split the request, or raise NORMSCOPE_MAX_INPUTS",
         )
     return tuple(shape)

@@ -29,17 +29,17 @@ def squares() -> PreparedGraph:
     constants = [numpy_helper.from_array(weight, "w"), numpy_helper.from_array(np.array([1]), "axes")]
     graph = helper.make_graph(nodes, "g", [x], [y], constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    return PreparedGraph(model.SerializeToString(), "logits", "cpu")
+    return PreparedGraph(model.SerializeToString(), ("logits",), "cpu")
 
 
 def test_runs_at_once_do_not_disturb_each_other() -> None:
     """Four sessions in four threads give what each gives alone."""
     sessions = [Session(squares(), 1) for _ in range(4)]
     feeds = [np.random.default_rng(i).standard_normal((1 + 5 * i, _WIDTH)).astype(np.float32) for i in range(4)]
-    alone = [session.run({"x": x}).logits for session, x in zip(sessions, feeds, strict=True)]
+    alone = [session.run({"x": x}).outputs[0] for session, x in zip(sessions, feeds, strict=True)]
 
     def run(i: int) -> NDArray[np.float32]:
-        return sessions[i % 4].run({"x": feeds[i % 4]}).logits
+        return sessions[i % 4].run({"x": feeds[i % 4]}).outputs[0]
 
     with ThreadPoolExecutor(4) as threads:
         for i, logits in enumerate(threads.map(run, range(80))):

@@ -40,7 +40,8 @@ class HeldRuns:
             raise RuntimeError("node /secret failed. Status Message: indices element out of data bounds")
         logits = [row.arrays[0].ravel()[:1].astype(np.float32) for row in rows]
         outcomes = [
-            Outcome(each, softmax(each), rank(softmax(each)), row.truncated, None) for each, row in zip(logits, rows, strict=True)
+            Outcome((each,), softmax(each), rank(softmax(each)), row.truncated, None)
+            for each, row in zip(logits, rows, strict=True)
         ]
         return BatchResult(outcomes, 1, 2, 3)
 
@@ -67,7 +68,7 @@ def readers(small_repository: SmallRepository) -> dict[str, InputReader]:
 
 async def outcomes_of(call: Call) -> list[float]:
     """The first number of each row of a call, once it is answered."""
-    return [float(outcome.logits[0]) for outcome in await call.future]
+    return [float(outcome.outputs[0][0]) for outcome in await call.future]
 
 
 def batched(
@@ -290,8 +291,8 @@ def test_an_answer_does_not_depend_on_its_batch(small_repository: SmallRepositor
     sizes = served.counters.snapshot().batches
     assert set(sizes) == {1, 4}
     for one, other, quick in zip(alone, together, plain, strict=True):
-        np.testing.assert_allclose(one.logits, other.logits, atol=1e-5)
-        np.testing.assert_allclose(one.logits, quick.logits, atol=1e-5)
+        np.testing.assert_allclose(one.outputs[0], other.outputs[0], atol=1e-5)
+        np.testing.assert_allclose(one.outputs[0], quick.outputs[0], atol=1e-5)
         assert one.statistics is not None
         assert other.statistics is not None
         assert quick.statistics is None

@@ -7,13 +7,16 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
+from models.graph_import import ImportOptions, import_graph
 from service.errors import OIP_STATUSES
+from tests import graphs
 from tests.conftest import SmallRepository
 from tests.service.grpc.clients import __file__ as clients
 from tests.service.test_server import ROOT, process, read_until
@@ -141,3 +144,11 @@ def test_every_error_has_a_code() -> None:
     names = [kind.__name__ for kind in OIP_STATUSES]
     code = "from service.grpc.codes import CODES; print([kind.__name__ for kind in CODES])"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout == f"{names}\n"
+
+
+def test_imported_models(small_repository: SmallRepository, tmp_path: Path) -> None:
+    """Any inputs and outputs, of every datatype, with and without a batch."""
+    for name, model in (("types", graphs.types()), ("detector", graphs.detector())):
+        import_graph(graphs.save(model, tmp_path / f"{name}.onnx"), tmp_path / "repository" / name / "1", ImportOptions())
+    with _grpc_server(replace(small_repository, folder=tmp_path / "repository")) as environment:
+        _run_client("imported", environment)

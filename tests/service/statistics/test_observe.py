@@ -80,14 +80,14 @@ def run(
     tensors = [each.tensor for each in layout.reductions]
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    prepared = watch(copy, "logits", "cpu", layout.reductions, layout.pairs)
+    prepared = watch(copy, ("logits",), "cpu", layout.reductions, layout.pairs)
     result = Session(prepared, 2).run(feed, channels=channels)
     outputs = RunOutputs(result.tensors, result.summary, result.channels)
     batch = BatchReducer(layout, prepared.observers).reduce(outputs, feed)
     shown = onnx.shape_inference.infer_shapes(model)
     types = {value.name: value for value in [*shown.graph.value_info, *shown.graph.input]}
     model.graph.output.extend(types[name] for name in tensors)
-    values = engine_graph.PreparedGraph(model.SerializeToString(), "logits", "cpu", tuple(tensors))
+    values = engine_graph.PreparedGraph(model.SerializeToString(), ("logits",), "cpu", tuple(tensors))
     return batch, dict(Session(values, 1).run(feed).tensors)
 
 

@@ -1,0 +1,42 @@
+"""Shapes and types of the tensors of a graph, also behind operators that ONNX's shape inference does not know. Changes no graph."""
+
+from collections.abc import Mapping
+
+import onnx
+from onnx import helper
+
+from models.instrument.skip_norms import BIAS, SUM
+
+_KEEPS_SHAPE = {"LayerNormalization", "SimplifiedLayerNormalization"}  # before opset 17, and never in ONNX
+
+
+def infer_shapes(model: onnx.ModelProto, extents: Mapping[str, int]) -> onnx.ModelProto:
+    """A copy of the model in which the named dynamic dimensions have these extents, with the shapes that follow from them."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for value in (*copy.graph.input, *copy.graph.value_info, *copy.graph.output):
+        for dimension in value.type.tensor_type.shape.dim:
+            if dimension.dim_param in extents:
+                dimension.dim_value = extents[dimension.dim_param]
+    if not any(_stand_ins(node, copy) for node in copy.graph.node):
+        return onnx.shape_inference.infer_shapes(copy, data_prop=True)
+    known = onnx.ModelProto()
+    known.CopyFrom(copy)
+    del known.graph.node[:]
+    for node in copy.graph.node:
+        known.graph.node.extend(_stand_ins(node, copy) or [node])
+    inferred = onnx.shape_inference.infer_shapes(known, data_prop=True)
+    del copy.graph.value_info[:]
+    copy.graph.value_info.extend(inferred.graph.value_info)
+    return copy
+
+
+def _stand_ins(node: onnx.NodeProto, model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    """Operators of ONNX whose outputs have the shapes and types of those of a node that it does not know; none for all others."""
+    if node.op_type in BIAS:
+        total = node.output[SUM] if len(node.output) > SUM and node.output[SUM] else f"{node.output[0]}.stand_in"
+        return [helper.make_node("Add", node.input[:2], [total]), helper.make_node("Identity", [total], node.output[:1])]
+    opset = next((each.version for each in model.opset_import if not each.domain), 0)
+    if node.op_type in _KEEPS_SHAPE and (opset < 17 or node.op_type != "LayerNormalization"):
+        return [helper.make_node("Identity", node.input[:1], node.output[:1])]
+    return []

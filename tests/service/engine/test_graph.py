@@ -1,0 +1,86 @@
+"""Graphs that are prepared in another way than those of the shipped models."""
+
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import onnx
+import pytest
+
+from models.artifact import Artifact, load_artifact
+from models.graph_import import ImportOptions, import_graph
+from models.statistics.layers import BatchReducer, RunOutputs, SideLayout, summary
+from service.engine import graph as engine_graph
+from service.engine.graph import prepare
+from service.engine.session import Session
+from tests.graphs import WIDTH, graph_of, weights
+
+_ROWS = 70_000  # of the embeddings: above what is read with the graph
+
+
+def large(folder: Path) -> Artifact:
+    """LayerNorm of embeddings, whose 2 MB lie in a file of their own."""
+    nodes = [
+        onnx.helper.make_node("Gather", ["table", "ids"], ["e"]),
+        onnx.helper.make_node("LayerNormalization", ["e", "gamma"], ["y"], name="norm"),
+    ]
+    model = graph_of(
+        nodes,
+        {"ids": (onnx.TensorProto.INT64, ["batch", "length"])},
+        {"y": (onnx.TensorProto.FLOAT, ["batch", "length", WIDTH])},
+        {"table": weights(_ROWS, WIDTH), "gamma": weights(WIDTH)},
+    )
+    onnx.save(model, folder / "large.onnx", save_as_external_data=True, location="large.bin", size_threshold=0)
+    return import_graph(folder / "large.onnx", folder / "large" / "1", ImportOptions())
+
+
+def test_weights_that_stay_in_their_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Above the limit (protobuf has one) the changed graph holds none of the large weights; outputs and statistics are the same."""
+    artifact = load_artifact(large(tmp_path).folder)
+    layout = SideLayout(tuple(artifact.manifest.layers))
+    feed = {"ids": np.arange(0, _ROWS, 7000).reshape(2, 5)}
+    described, outputs = [], []
+    for limit in (1 << 30, 0):
+        monkeypatch.setattr(engine_graph, "_MOST_BYTES", limit)
+        prepared = prepare(artifact, "cpu", layout.reductions, layout.pairs)
+        assert isinstance(prepared.model, bytes)
+        assert (len(prepared.model) > _ROWS * WIDTH * 4) == (limit > 0)
+        assert prepared.weights == (None if limit else artifact.folder)
+        result = Session(prepared, 1).run(feed)
+        reduced = BatchReducer(layout, prepared.observers).reduce(RunOutputs(result.tensors, result.summary), feed)
+        described.append([summary(reduced.pooled, (row, side)) for row in range(2) for side in range(2)])
+        outputs.append(result.outputs[0])
+    np.testing.assert_array_equal(outputs[0], outputs[1])
+    assert described[0] == described[1]
+    assert described[0][0]["count"] == 5 * WIDTH
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_bfloat16_activations(compiled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Statistics are those of the bfloat16 numbers, in float32: by the compiled operator, and by numpy, which has no such type."""
+    half = onnx.TensorProto.BFLOAT16
+    nodes = [
+        onnx.helper.make_node("Cast", ["x"], ["b"], to=half),
+        onnx.helper.make_node("Cast", ["gamma"], ["g"], to=half),
+        onnx.helper.make_node("LayerNormalization", ["b", "g"], ["n"], name="norm"),
+        onnx.helper.make_node("Cast", ["n"], ["y"], to=onnx.TensorProto.FLOAT),
+    ]
+    shape: list[int | str] = ["batch", 3, WIDTH]
+    model = graph_of(nodes, {"x": (1, shape)}, {"y": (1, shape)}, {"gamma": weights(WIDTH)})
+    onnx.save(model, tmp_path / "half.onnx")
+    artifact = import_graph(tmp_path / "half.onnx", tmp_path / "half" / "1", ImportOptions())
+    if not compiled:
+        monkeypatch.setattr(engine_graph, "library", lambda: None)
+    layout = SideLayout(tuple(artifact.manifest.layers))
+    prepared = prepare(artifact, "cpu", layout.reductions, layout.pairs)
+    assert bool(prepared.observers) == compiled
+    feed = {"x": np.random.default_rng(1).standard_normal((2, 3, WIDTH)).astype(np.float32)}
+    result = Session(prepared, 1).run(feed)
+    reduced = BatchReducer(layout, prepared.observers).reduce(RunOutputs(result.tensors, result.summary), feed)
+    rounded = feed["x"].astype(ml_dtypes.bfloat16).astype(np.float64)
+    for row in range(2):
+        for side, values in enumerate((rounded[row], result.outputs[0][row])):
+            found = summary(reduced.pooled, (row, side))
+            assert found["count"] == 3 * WIDTH
+            assert found["mean"] == pytest.approx(values.mean(), abs=1e-5)
+            assert found["max"] == values.max()
