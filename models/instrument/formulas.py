@@ -1,11 +1,12 @@
 """What each normalization of a graph subtracts and divides by: its nodes in, the axes, groups or running moments out.
 
-Every normalization is (x - mu) / sqrt(sigma^2 + epsilon) * gamma + beta; a formula tells over which elements mu and sigma^2 are taken.
+Every normalization is (x - mu) / sqrt(sigma^2 + epsilon) * gamma + beta; a formula tells over which elements mu and sigma^2 are
+taken.
 
 Rules:
     1. BatchNormalization takes mean and variance of each channel from constants of the graph.
-    2. LayerNormalization and RMSNormalization take them over the axes from `axis` to the last; written out, over those of ReduceMean.
-       An RMS norm has mu = 0.
+    2. LayerNormalization and RMSNormalization take them over the axes from `axis` to the last; written out, over those of
+       ReduceMean. An RMS norm has mu = 0.
     3. GroupNormalization takes them over each group of channels and all axes after; written out, the groups are what
        InstanceNormalization sees as channels. InstanceNormalization is a group norm whose groups are single channels.
     4. Where the graph computes what a formula needs, there is none.

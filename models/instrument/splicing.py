@@ -6,7 +6,7 @@ import onnx
 
 
 def splice(model: onnx.ModelProto, before: Mapping[str, Sequence[onnx.NodeProto]]) -> None:
-    """Inserts nodes in place: `before` maps an output of a node to what comes right before that node; "" stands for the beginning."""
+    """Inserts nodes in place: `before` maps an output of a node to what comes right before it, "" to what comes first of all."""
     nodes = list(before.get("", ()))
     for node in model.graph.node:
         for output in node.output:

@@ -17,6 +17,7 @@ from service.engine.calls import Call, Job, Outcome
 from service.engine.counters import Counters
 from service.engine.graph import prepare
 from service.engine.inputs import InputReader, Item, TensorInput
+from service.engine.interior import Interior
 from service.engine.session import Sessions
 from service.errors import DeadlineExceededError, InvalidRequestError, OverloadedError
 from service.settings import Settings
@@ -69,6 +70,7 @@ class ServedModel:
             if all_counted
             else Batcher(f"{name}-plain", self._reader, self._run_quick, self.counters, limits, runs_at_once)
         )
+        self.interior = Interior(artifact, self._reader, settings)
         self._places = threading.Condition()
         self._in_hand = 0
         self._closed = False
@@ -222,6 +224,7 @@ class ServedModel:
         for batcher in {self._watching, self._quick}:
             batcher.close()
         self._reducers.shutdown()
+        self.interior.close()
 
 
 def _outcomes(

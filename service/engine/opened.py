@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from models.artifact import Artifact
 from models.instrument.opened import Place, open_graph
 from service.engine.graph import PreparedGraph, Provider
+from service.engine.memory import give_back_memory
 from service.engine.session import Feed
 from service.errors import NotOfferedError
 
@@ -52,6 +53,8 @@ class OpenedSession:
                 remedy="use statistics=summary or channels",
             ) from error
         self.places: Mapping[str, Place] = opened.places
+        del opened, graph  # copies of all weights
+        give_back_memory()
 
     def run(self, feed: Feed, layers: Sequence[str], values: Mapping[str, NDArray[Any]] | None = None) -> OpenedRun:
         """Runs one input (1, ...) and hands out the sides of these layers.
