@@ -1,8 +1,8 @@
 """Opens residual adds: a graph in, the same graph whose branches a run may scale, also by 0, out.
 
 Rules:
-    1. x + F(x) becomes a * x + b * F(x). a and b are new graph inputs, float32 numbers with 1 as their initializer, so that they may
-       be left out of a run: nothing changes then.
+    1. x + F(x) becomes a * x + b * F(x). a and b are new graph inputs, float32 numbers with 1 as initializer, so that they may be
+       left out of a run: nothing changes then.
     2. Only what the Add reads is scaled; whatever else reads x or F(x) reads it as it was.
     3. A branch that is scaled by 0 is removed: 0, also where it is not finite.
     4. Activations of another type read the inputs through a Cast.
