@@ -62,15 +62,15 @@ def open_parameters(
             if value is None:
                 continue
             tensor = source = f"normscope.{i}.{name}"
-            value = value.astype(np.float32)
-            model.graph.initializer.append(numpy_helper.from_array(value, source))
-            model.graph.input.append(helper.make_tensor_value_info(source, TensorProto.FLOAT, value.shape))
+            default = value.astype(np.float32)
+            model.graph.initializer.append(numpy_helper.from_array(default, source))
+            model.graph.input.append(helper.make_tensor_value_info(source, TensorProto.FLOAT, default.shape))
             kind = types.get(constant) or types.get(pair[0], TensorProto.FLOAT)
             if kind != TensorProto.FLOAT:
                 tensor = f"{source}.cast"
                 casts.append(helper.make_node("Cast", [source], [tensor], to=kind))
             node.input[position] = tensor
-            opened[pair][name] = Parameter(source, value, tensor)
+            opened[pair][name] = Parameter(source, default, tensor)
     splice(model, {"": casts})
     return opened
 

@@ -16,10 +16,10 @@ def normalize(x: NDArray[np.floating], formula: Formula) -> NDArray[np.float64]:
         if formula.mean is not None and formula.var is not None:
             shape = (1, -1) + (1,) * (x.ndim - 2)
             centred, var = values - formula.mean.reshape(shape), formula.var.reshape(shape)
-            return centred / np.sqrt(var + formula.epsilon)
+            return np.asarray(centred / np.sqrt(var + formula.epsilon))
         axes = formula.axes
         if formula.groups:
             values, axes = values.reshape(len(x), formula.groups, -1), (2,)
         centred = values - values.mean(axes, keepdims=True) if formula.centred else values
         normalized = centred / np.sqrt(np.square(centred).mean(axes, keepdims=True) + formula.epsilon)
-    return normalized.reshape(x.shape)
+    return np.asarray(normalized).reshape(x.shape)

@@ -1,6 +1,7 @@
 """POST /v1/models/{model}/predict: a photo or a text in, labels and layer statistics out."""
 
 import time
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -80,7 +81,7 @@ async def predict(request: Request, model: str) -> Response:
     if query.statistics == "none":
         predictions = [describe(outcome) for outcome in outcomes]
     else:  # up to a million numbers: not on the event loop
-        of_each = stages or [None] * len(outcomes)
+        of_each: Sequence[Stages | None] = stages or [None] * len(outcomes)
         predictions = await run_in_threadpool(lambda: [*map(describe, outcomes, of_each)])
     return json_answer(
         {
@@ -109,8 +110,8 @@ def _describe(
     }
     if outcome.statistics is not None:
         layer_statistics = outcome.statistics.describe(layers, channels=query.statistics == "channels")
-        for layer in layer_statistics if stages is not None else ():
-            for side, in_full in stages[layer["layer"]].items():
+        for layer in layer_statistics:
+            for side, in_full in (stages or {}).get(layer["layer"], {}).items():
                 layer[side] = layer.get(side, {}) | in_full
         # each layer by itself: orjson keeps the interpreter to itself while it works
         described["layers"] = [orjson.Fragment(orjson.dumps(layer)) for layer in layer_statistics]

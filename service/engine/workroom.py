@@ -3,7 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from service.errors import ClientGoneError, DeadlineExceededError, OverloadedError
@@ -51,7 +51,7 @@ class Workroom:
             )
         task = Task()
         running = self._thread.submit(work, task)
-        running.add_done_callback(self._leave)
+        running.add_done_callback(lambda _: self._places.release())
         try:
             async with asyncio.timeout(timeout_s):
                 return await asyncio.wrap_future(running)
@@ -62,9 +62,6 @@ class Workroom:
             ) from None
         finally:
             task.abandoned = True
-
-    def _leave(self, _: "Future[object]") -> None:
-        self._places.release()
 
     def close(self) -> None:
         """Waits for what is in hand."""

@@ -156,8 +156,8 @@ def test_float16_parameters_are_set_as_float32() -> None:
     of = opened(residual(TensorProto.FLOAT16))
     parameters = of.places["norm"].parameters
     assert {each.value.dtype for each in parameters.values()} == {np.dtype(np.float32)}
-    feed = {"x": np.ones((1, 6), np.float16), parameters["gamma"].input: np.zeros(6, np.float32)}
-    np.testing.assert_allclose(run(of, feed)["y"][0], parameters["beta"].value, atol=1e-3)
+    feed: dict[str, NDArray[Any]] = {"x": np.ones((1, 6), np.float16), parameters["gamma"].input: np.zeros(6, np.float32)}
+    np.testing.assert_allclose(run(of, feed)["y"][0].astype(np.float32), parameters["beta"].value, atol=1e-3)
 
 
 def test_a_tensor_that_is_not_there_is_named() -> None:
