@@ -18,13 +18,14 @@ def module_path(nodes: Sequence[onnx.NodeProto]) -> str:
     """What the nodes of one layer have in common.
 
     The deepest module that all lie in, from the exporter's metadata; else the common folder of names such as
-    `/encoder/layer.0/norm/Sub`; else the name of the last node.
+    `/encoder/layer.0/norm/Sub`, where `/layer/layer.0` is a sequence and its element; else the name of the last node.
     """
     scopes = _common([_scopes(node) for node in nodes])
     if scopes and scopes[-1]:
         return scopes[-1]
-    folders = _common([node.name.split("/")[:-1] for node in nodes])
-    return ".".join(part for part in folders if part) or node_name(nodes[-1])
+    folders = [part for part in _common([node.name.split("/")[:-1] for node in nodes]) if part]
+    parts = [part for part, inner in zip(folders, [*folders[1:], ""], strict=False) if not inner.startswith(f"{part}.")]
+    return ".".join(parts) or node_name(nodes[-1])
 
 
 def sum_name(node: onnx.NodeProto) -> str:

@@ -9,8 +9,8 @@ Rules, for an Add of two tensors that both depend on the input (so no bias):
     4. No Resize or transposed convolution lies on that way: lateral sums of feature pyramids join two scales, not a residual.
     5. Where both sides qualify, the identity wins over the projection, then the shorter walk.
     6. Shape and Size end a walk: they carry extents, not activations, so attention masks built from them share no fork.
-    7. A sum that goes into a Softmax alone is made of attention scores: what is added is a mask or a bias, even where an earlier
-       layer has used the same mask, which makes it an ancestor of the scores.
+    7. A sum that goes into a Softmax alone, be it through further sums, is made of attention scores: what is added is a mask or
+       a bias, even where an earlier layer has used the same, which makes it an ancestor of the scores.
 """
 
 from collections.abc import Iterator
@@ -68,7 +68,7 @@ def _residual_add(graph: Graph, node: onnx.NodeProto) -> ResidualAdd | None:
 def _makes_scores(graph: Graph, node: onnx.NodeProto) -> bool:
     """Rule 7."""
     readers = graph.readers(node.output[0])
-    while len(readers) == 1 and readers[0].op_type in _PASSES:
+    while len(readers) == 1 and readers[0].op_type in _PASSES | {"Add"}:
         readers = graph.readers(readers[0].output[0])
     return len(readers) == 1 and readers[0].op_type == "Softmax"
 

@@ -136,8 +136,8 @@ class BatchReducer:
         self._other_rows = [(row, i) for row, i in enumerate(layout.reduction_of) if i in self._others]
         self._dots = np.array([dots.get(pair, 0) for pair in layout.pairs], int)
         self._other_pairs = [(i, pair) for i, pair in enumerate(layout.pairs) if pair not in dots]
-        self._identities = [layout.row_of[layer.layer, "identity"] for layer in layout.adds]
-        self._residuals = [layout.row_of[layer.layer, "residual"] for layer in layout.adds]
+        self._identities = np.array([layout.row_of[layer.layer, "identity"] for layer in layout.adds], int)
+        self._residuals = np.array([layout.row_of[layer.layer, "residual"] for layer in layout.adds], int)
 
     def reduce(self, outputs: RunOutputs, inputs: Mapping[str, NDArray[Any]], workers: Executor | None = None) -> BatchStatistics:
         """Computes all statistics of a run.
@@ -151,8 +151,8 @@ class BatchReducer:
         observed = np.zeros((n, 1)) if outputs.summary is None else outputs.summary
         masks = {name: inputs[name].astype(bool) for i in self._others if (name := self._layout.reductions[i].mask)}
         others = dict(zip(self._others, self._reduce_tensors(outputs.tensors, masks, workers), strict=True))
-        numbers = observed[:, self._columns]  # (N, 7, S)
-        dots = observed[:, self._dots]
+        numbers = observed.take(self._columns, axis=1)  # (N, 7, S)
+        dots = observed.take(self._dots, axis=1)
         totals = {i: part.pool(axis=1) for i, part in others.items()}
         for row, i in self._other_rows:
             numbers[:, :, row] = np.stack([getattr(totals[i], field.name) for field in fields(Moments)], axis=1)
@@ -195,11 +195,12 @@ class BatchReducer:
     def _relate(self, pooled: Moments, dots: Floats) -> tuple[Floats, Floats]:
         """residual_ratio and cosine (N, A) of all adds, from their dot products."""
         l2 = pooled.l2
-        identity, residual = l2[:, self._identities], l2[:, self._residuals]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            ratio = np.where(identity > 0, residual / identity, np.nan)
-            product = identity * residual
-            return ratio, np.where(product > 0, dots / product, np.nan)
+        identity, residual = l2.take(self._identities, axis=1), l2.take(self._residuals, axis=1)
+        product = identity * residual
+        ratio, cosine = np.full_like(dots, np.nan), np.full_like(dots, np.nan)
+        np.divide(residual, identity, out=ratio, where=identity > 0)
+        np.divide(dots, product, out=cosine, where=product > 0)
+        return ratio, cosine
 
 
 def summary(moments: Moments, row: int | tuple[int, ...]) -> dict[str, float | int | None]:

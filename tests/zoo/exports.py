@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.zoo.families import FAMILIES, NORM_CLASSES, OneOutput, example
 
 Exporter = Literal["dynamo", "torchscript"]
+_SDPA_OPSET = 14  # the first in which TorchScript's exporter can write torch's fused attention
 
 
 def export(network: OneOutput, name: str, exporter: Exporter, opset: int, path: Path) -> onnx.ModelProto:
@@ -31,6 +32,8 @@ def export(network: OneOutput, name: str, exporter: Exporter, opset: int, path: 
                 input_names=list(axes), output_names=["output"], dynamic_shapes=(dynamic,),
             )  # fmt: skip
         else:
+            if opset < _SDPA_OPSET:
+                network.network.set_attn_implementation("eager")  # type: ignore[operator]  # transformers' own networks all have it
             torch.onnx.export(
                 network, example(name), path, dynamo=False, opset_version=opset, input_names=list(axes),
                 output_names=["output"], dynamic_axes={**{k: dict(v) for k, v in axes.items()}, "output": {0: "batch"}},

@@ -117,7 +117,7 @@ FAMILIES = {
     "swin": Family(_swin, adds=6, axes=_IMAGE_AXES, output="logits"),
     "bert": Family(_bert, adds=4, axes=_TEXT_AXES, output="logits"),
     "gpt2": Family(_gpt2, adds=4, axes=_TEXT_AXES, output="logits"),
-    "t5": Family(_t5, adds=4, axes=_TEXT_AXES, output="last_hidden_state"),
+    "t5": Family(_t5, adds=4, axes=_TEXT_AXES, output="last_hidden_state", oldest=12),  # Min of integers
     "llama": Family(_llama, adds=4, axes=_TEXT_AXES, output="logits"),
 }
 

@@ -9,6 +9,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from models.instrument.graph import Graph
+from models.instrument.naming import module_path
 from models.instrument.norms import find_norms
 from models.instrument.probes import find_probes
 from models.instrument.residual_adds import find_residual_adds
@@ -244,6 +245,25 @@ def test_a_mask_added_to_scores_is_no_identity() -> None:
         node("Softmax", "r", "y"),
     ]
     assert adds_of(nodes, {"w8": (8, 8), "condition": (8,), "zero": (1,), "shape": (4,)}) == []
+
+
+def test_a_relative_bias_before_a_mask_is_no_identity() -> None:
+    """Rule 7 of adds: the scores get a bias that all layers share, then a mask, then they go into the Softmax."""
+    nodes = [
+        node("Where", "condition x zero", "mask"),
+        node("Relu", "x", "bias"),
+        node("MatMul", "x w8", "scores"),
+        node("Add", "scores bias", "biased"),
+        node("Add", "biased mask", "masked"),
+        node("Softmax", "masked", "y"),
+    ]
+    assert adds_of(nodes, {"w8": (8, 8), "condition": (8,), "zero": (1,)}) == []
+
+
+def test_an_element_of_a_sequence_is_named_once() -> None:
+    """TorchScript's exporter names a sequence and its element, which has the name of the sequence in it."""
+    nodes = [onnx.helper.make_node("Relu", ["x"], ["y"], name=f"/encoder/layer/layer.{i}/norm/Relu") for i in (0, 0)]
+    assert module_path(nodes) == "encoder.layer.0.norm"
 
 
 def test_layers_are_named_by_module_and_told_apart() -> None:
