@@ -53,6 +53,10 @@ class InvalidRequestError(ServiceError):
     """The body or a parameter is not what the endpoint takes."""
 
 
+class NoReferenceError(ServiceError):
+    """What is asked for needs statistics that the artifact does not bring."""
+
+
 class TooManyValuesError(ServiceError):
     """The answer would hold more statistics than the limit."""
 
@@ -92,6 +96,7 @@ STATUSES: Mapping[type[Exception], int] = {
     UnknownModelError: 404,
     UnknownLayerError: 404,
     SlowRequestError: 408,
+    NoReferenceError: 409,
     BodyTooLargeError: 413,
     UnsupportedMediaTypeError: 415,
     UnsupportedFormatError: 422,

@@ -5,6 +5,7 @@ Unlike a graph with observers it hands out whole activations, so it is for singl
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import onnx
 
@@ -12,6 +13,7 @@ from models.instrument.branches import Branch, open_branches
 from models.instrument.formulas import Formula, find_formulas
 from models.instrument.parameters import Parameter, ParameterName, open_parameters
 from models.instrument.probes import infer_shapes
+from models.instrument.renormalize import Renormalization, RenormalizationError, renormalize
 from models.instrument.taps import add_taps
 
 
@@ -40,21 +42,32 @@ class OpenedGraph:
     places: Mapping[str, Place]
 
 
-def open_graph(model: onnx.ModelProto, layers: Mapping[str, Mapping[str, str]]) -> OpenedGraph:
+def open_graph(
+    model: onnx.ModelProto,
+    layers: Mapping[str, Mapping[str, str]],
+    renormalizations: Mapping[str, Renormalization] = MappingProxyType({}),
+) -> OpenedGraph:
     """A copy of the model, opened.
 
     Args:
         model: any ONNX model.
         layers: name -> side -> tensor, as `find_probes` finds them.
+        renormalizations: of layers that are to compute another formula.
 
     Raises:
         UnknownTensorError: a tensor is not in the graph.
+        RenormalizationError: a layer cannot compute another formula.
     """
     opened = infer_shapes(model, {})
     norms = {name: (sides["before"], sides["after"]) for name, sides in layers.items() if "before" in sides}
     adds = {name: (sides["identity"], sides["residual"], sides["sum"]) for name, sides in layers.items() if "sum" in sides}
     formulas = find_formulas(opened, norms.values())
     parameters = open_parameters(opened, norms.values())
+    for name, wanted in renormalizations.items():
+        try:
+            renormalize(opened, norms[name], parameters[norms[name]], wanted)
+        except RenormalizationError as error:
+            raise RenormalizationError(f"{name}: {error}") from None
     branches = dict(zip(adds, open_branches(opened, adds.values()), strict=True))
     places = {name: Place(layers[name], formulas.get(pair), parameters[pair]) for name, pair in norms.items()}
     for name, of_add in branches.items():

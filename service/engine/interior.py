@@ -1,17 +1,23 @@
-"""The inside of one model, for those who look at single inputs: photos or texts in, every stage of chosen layers out.
+"""The inside of one model, for those who look at single inputs: photos or texts in, stages of layers or what a change does out.
 
 Apart from the batchers: one thread, each input by itself, so that padding never exists.
 """
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.artifact import Artifact, Layer
+from models.postprocessing import rank, softmax
+from models.statistics.layers import BatchReducer, RunOutputs, SideLayout
 from models.statistics.stages import describe_stages
 from service.engine.batching import run_error
+from service.engine.calls import Outcome
+from service.engine.changes import Change, ChannelMoments, Key, formulas_key, renormalization, set_values
 from service.engine.inputs import InputReader, Item, TensorInput
 from service.engine.opened import OpenedRun, OpenedSession
 from service.engine.session import Feed
@@ -20,16 +26,37 @@ from service.settings import Settings
 
 Stages = dict[str, dict[str, dict[str, Any]]]
 """Layer -> side -> what is told of it."""
+_MOST_VARIANTS = 2  # opened graphs with other formulas that are kept, each with a copy of the weights
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One input, run as the model is and with the changes."""
+
+    original: Outcome
+    changed: Outcome
 
 
 class Interior:
-    """Looks into a model; its graph is opened by the first request that wants to."""
+    """Looks into a model; its graph is opened by the first request that wants to.
 
-    def __init__(self, artifact: Artifact, reader: InputReader, settings: Settings) -> None:
+    Args:
+        artifact: the model.
+        reader: of its inputs.
+        settings: of the service.
+        moments: of what enters each layer, by its name, from the reference of the artifact; empty without one.
+    """
+
+    def __init__(
+        self, artifact: Artifact, reader: InputReader, settings: Settings, moments: Mapping[str, ChannelMoments] | None = None
+    ) -> None:
         self._artifact, self._reader, self._settings = artifact, reader, settings
+        self._moments = moments or {}
         manifest = artifact.manifest
         self._workroom = Workroom(f"{manifest.name}-{manifest.version}", settings.max_experiments)
+        # of the thread of the workroom alone
         self._opened: OpenedSession | None = None
+        self._variants: OrderedDict[Key, OpenedSession] = OrderedDict()
 
     async def stages(self, items: Sequence[Item], layers: Sequence[Layer], timeout_s: float) -> list[Stages]:
         """Of each input the histograms, quantiles and normalized values of these layers.
@@ -53,10 +80,65 @@ class Interior:
 
         return await self._workroom.do(work, timeout_s)
 
+    async def what_if(
+        self, items: Sequence[Item], changes: Sequence[Change], layers: Sequence[Layer], timeout_s: float
+    ) -> list[Comparison]:
+        """Runs each input twice, with the changes and without, and takes the statistics of these layers both times.
+
+        Raises:
+            NoReferenceError: a change needs the reference of the artifact, which has none.
+            InvalidRequestError: a change cannot be made at a layer.
+            As for `stages`.
+        """
+
+        def work(task: Task) -> list[Comparison]:
+            original = self._session()
+            task.go_on()
+            changed = self._variant(formulas_key(changes, original.places))
+            values = set_values(changes, original.places)
+            comparisons = []
+            for row in self._rows(task, items):
+                before = self._outcome(original, row, layers, {})
+                task.go_on()
+                after = self._outcome(changed, row, layers, values)
+                task.go_on()
+                comparisons.append(Comparison(before, after))
+            return comparisons
+
+        return await self._workroom.do(work, timeout_s)
+
     def _session(self) -> OpenedSession:
         if self._opened is None:
             self._opened = OpenedSession(self._artifact, self._settings.provider)
         return self._opened
+
+    def _variant(self, key: Key) -> OpenedSession:
+        """The opened graph with other formulas; those that were used last are kept."""
+        original = self._session()
+        if not key:
+            return original
+        if key not in self._variants:
+            wanted = {
+                name: renormalization(
+                    original.layers[name], original.places[name].formula, normalization, groups, self._moments.get(name)
+                )
+                for name, normalization, groups in key
+            }
+            while len(self._variants) >= _MOST_VARIANTS:
+                self._variants.popitem(last=False)
+            self._variants[key] = OpenedSession(self._artifact, self._settings.provider, wanted)
+        self._variants.move_to_end(key)
+        return self._variants[key]
+
+    def _outcome(
+        self, session: OpenedSession, row: TensorInput, layers: Sequence[Layer], values: Mapping[str, NDArray[np.float32]]
+    ) -> Outcome:
+        feed = self._reader.feed([row])
+        run = self._run(session, feed, layers, values)
+        layout = SideLayout(tuple(session.layers[layer.layer] for layer in layers))
+        statistics = BatchReducer(layout).reduce(RunOutputs(run.tensors), feed).sample(0)
+        scores = softmax(run.logits)
+        return Outcome(run.logits[0], scores[0], rank(scores)[0], row.truncated, statistics)
 
     def _rows(self, task: Task, items: Sequence[Item]) -> list[TensorInput]:
         rows = []
@@ -95,5 +177,6 @@ def _stages(task: Task, session: OpenedSession, run: OpenedRun, feed: Feed, laye
     for layer in layers:
         task.go_on()
         mask = feed[layer.mask].astype(bool) if layer.mask else None
-        described[layer.layer] = describe_stages(layer, run.tensors[layer.layer], session.places[layer.layer].formula, mask)
+        tensors = {side: run.tensors[tensor] for side, tensor in session.layers[layer.layer].tensors.items()}
+        described[layer.layer] = describe_stages(layer, tensors, session.places[layer.layer].formula, mask)
     return described

@@ -6,6 +6,7 @@ one input at a time, outside of the arena that the other sessions share, and giv
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -15,37 +16,51 @@ from numpy.typing import NDArray
 
 from models.artifact import Artifact
 from models.instrument.opened import Place, open_graph
+from models.instrument.renormalize import Renormalization, RenormalizationError
 from service.engine.graph import PreparedGraph, Provider
 from service.engine.memory import give_back_memory
 from service.engine.session import Feed
-from service.errors import NotOfferedError
+from service.errors import InvalidRequestError, NotOfferedError
 
-Tensors = dict[str, NDArray[np.floating]]
+_NO_RENORMALIZATIONS: Mapping[str, Renormalization] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
 class OpenedRun:
-    """Of one input: logits float32 (1, classes), and layer -> side -> activation (1, ...)."""
+    """Of one input: logits float32 (1, classes), and the activations (1, ...) by tensor."""
 
     logits: NDArray[np.float32]
-    tensors: Mapping[str, Tensors]
+    tensors: Mapping[str, NDArray[np.floating]]
 
 
 class OpenedSession:
-    """One loaded opened graph. `run` may be called from several threads at once."""
+    """One loaded opened graph. `run` may be called from several threads at once.
 
-    def __init__(self, artifact: Artifact, provider: Provider) -> None:
+    Attributes:
+        layers: those of the manifest by name, with the tensors that are outputs here.
+        places: what is open of each.
+    """
+
+    def __init__(
+        self, artifact: Artifact, provider: Provider, renormalizations: Mapping[str, Renormalization] = _NO_RENORMALIZATIONS
+    ) -> None:
         """Opens and loads the graph of an artifact; takes as long as loading a model does.
 
         Raises:
-            NotOfferedError: it cannot be opened.
+            InvalidRequestError: a layer cannot compute another formula.
+            NotOfferedError: the graph cannot be opened.
         """
         manifest = artifact.manifest
         self._output = manifest.outputs[0].name
         try:
-            opened = open_graph(onnx.load(artifact.model_path), {layer.layer: layer.tensors for layer in manifest.layers})
+            tensors = {layer.layer: layer.tensors for layer in manifest.layers}
+            opened = open_graph(onnx.load(artifact.model_path), tensors, renormalizations)
             graph = PreparedGraph(opened.model.SerializeToString(), self._output, provider)
             self._session = graph.load(_options())
+        except RenormalizationError as error:
+            raise InvalidRequestError(
+                f"normalization: {error}", value=str(error), remedy="change the normalization of other layers"
+            ) from None
         except Exception as error:  # onnx's, protobuf's and ONNX Runtime's exceptions share no base
             raise NotOfferedError(
                 f"the inside of {manifest.name} cannot be opened ({error})"[:500],
@@ -53,23 +68,23 @@ class OpenedSession:
                 remedy="use statistics=summary or channels",
             ) from error
         self.places: Mapping[str, Place] = opened.places
+        self.layers = {
+            layer.layer: layer.model_copy(update={"tensors": dict(opened.places[layer.layer].tensors)}) for layer in manifest.layers
+        }
         del opened, graph  # copies of all weights
         give_back_memory()
 
     def run(self, feed: Feed, layers: Sequence[str], values: Mapping[str, NDArray[Any]] | None = None) -> OpenedRun:
-        """Runs one input (1, ...) and hands out the sides of these layers.
+        """Runs one input (1, ...) and hands out the tensors of these layers.
 
         Args:
             feed: of the model.
             layers: whose activations are wanted.
             values: of inputs that the graph opened; those that are left out change nothing.
         """
-        names = list(dict.fromkeys(tensor for layer in layers for tensor in self.places[layer].tensors.values()))
+        names = list(dict.fromkeys(tensor for layer in layers for tensor in self.layers[layer].tensors.values()))
         logits, *arrays = self._session.run([self._output, *names], {**feed, **(values or {})})
-        found = dict(zip(names, arrays, strict=True))
-        return OpenedRun(
-            logits, {layer: {side: found[tensor] for side, tensor in self.places[layer].tensors.items()} for layer in layers}
-        )
+        return OpenedRun(logits, dict(zip(names, arrays, strict=True)))
 
 
 def _options() -> onnxruntime.SessionOptions:
