@@ -62,7 +62,7 @@ async def predict(request: Request, model: str) -> Response:
         everything = query.statistics == "none" and query.layers == "*"  # then nothing reads the choice
         chosen = [] if everything else choose_layers(manifest.layers, query.layers, model)
         inputs = await read_inputs(request, manifest, state.settings)
-        _check_values(len(inputs), chosen, query.statistics, state.settings.max_statistics_values)
+        check_values(len(inputs), chosen, query.statistics, state.settings.max_statistics_values)
         start = time.perf_counter()
         timeout_s = query.timeout_s(state.settings.request_timeout_s)
         stages: list[Stages] | None = None
@@ -101,13 +101,7 @@ async def predict(request: Request, model: str) -> Response:
 def _describe(
     labels: list[str], query: PredictQuery, layers: list[Layer], outcome: Outcome, stages: Stages | None = None
 ) -> dict[str, Any]:
-    best = outcome.ranking[: query.top_k]
-    described: dict[str, Any] = {
-        "labels": [
-            {"label": labels[i], "score": score} for i, score in zip(best.tolist(), outcome.scores[best].tolist(), strict=True)
-        ],
-        "truncated": outcome.truncated,
-    }
+    described: dict[str, Any] = {"labels": describe_labels(labels, query.top_k, outcome), "truncated": outcome.truncated}
     if outcome.statistics is not None:
         layer_statistics = outcome.statistics.describe(layers, channels=query.statistics == "channels")
         for layer in layer_statistics:
@@ -118,7 +112,18 @@ def _describe(
     return described
 
 
-def _check_values(count: int, layers: list[Layer], level: PredictLevel, limit: int) -> None:
+def describe_labels(labels: list[str], top_k: int, outcome: Outcome) -> list[dict[str, Any]]:
+    """The best labels with their scores."""
+    best = outcome.ranking[:top_k]
+    return [{"label": labels[i], "score": score} for i, score in zip(best.tolist(), outcome.scores[best].tolist(), strict=True)]
+
+
+def check_values(count: int, layers: list[Layer], level: PredictLevel, limit: int) -> None:
+    """Bounds the size of an answer on so many inputs.
+
+    Raises:
+        TooManyValuesError: it would hold more than `limit` statistics.
+    """
     if level == "none":
         return
     values = 0

@@ -1,0 +1,162 @@
+"""POST /v1/models/{model}/whatif: inputs and changes of the model in, predictions and statistics without and with them out."""
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import orjson
+from fastapi import APIRouter, Request, Response
+from pydantic import TypeAdapter, ValidationError
+from starlette.concurrency import run_in_threadpool
+
+from models.artifact import Layer
+from service.api.answers import documented_errors, json_answer
+from service.api.bodies import read_json_inputs
+from service.api.layers import choose_layers
+from service.api.predict import check_values, describe_labels
+from service.api.query import InputsQuery, documented_query, read_query
+from service.api.whatif_schemas import (
+    BranchChange,
+    Changes,
+    FormulaChange,
+    GroupChange,
+    LayerChange,
+    ParameterChange,
+    WhatIfAnswer,
+    WhatIfBody,
+)
+from service.engine import changes as engine
+from service.engine.calls import Outcome
+from service.errors import InvalidRequestError
+from service.state import State
+
+_CHANGES: TypeAdapter[list[LayerChange]] = TypeAdapter(Changes)
+_RESIDUAL_ADD = "residual_add"
+
+router = APIRouter(prefix="/v1/models", tags=["predict"])
+
+
+@router.post(
+    "/{model}/whatif",
+    response_model=WhatIfAnswer,
+    responses=documented_errors(404, 408, 409, 413, 415, 422, 429, 501, 503, 504),
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": WhatIfBody.model_json_schema(ref_template="#/components/schemas/{model}")}},
+        },
+        "parameters": documented_query(InputsQuery),
+    },
+)
+async def what_if(request: Request, model: str) -> Response:
+    """Predicts every input twice: as the model is, and with other gammas and betas, scaled branches or other normalizations."""
+    start = time.perf_counter()
+    state = State.of(request)
+    query = read_query(request, InputsQuery)
+    with state.repository.reserve(model, query.version) as served:
+        manifest = served.manifest
+        chosen = choose_layers(manifest.layers, query.layers, model)
+        inputs, listed = await read_json_inputs(request, manifest, state.settings, "changes")
+        changes = [_located(change, manifest.layers, model) for change in _read_changes(listed)]
+        check_values(2 * len(inputs), chosen, "summary", state.settings.max_statistics_values)
+        timeout_s = query.timeout_s(state.settings.request_timeout_s) - (time.perf_counter() - start)
+        comparisons = await served.interior.what_if(inputs, changes, chosen, timeout_s)
+    describe = partial(_describe, manifest.labels, query.top_k, chosen)
+    predictions = await run_in_threadpool(
+        lambda: [
+            {"truncated": each.original.truncated, "original": describe(each.original), "changed": describe(each.changed)}
+            for each in comparisons
+        ]
+    )
+    return json_answer(
+        {
+            "model": manifest.name,
+            "version": manifest.version,
+            "changed_layers": [[layer.layer for layer in change.layers] for change in changes],
+            "predictions": predictions,
+            "timing": {"total_ms": round((time.perf_counter() - start) * 1000, 3)},
+        }
+    )
+
+
+def _describe(labels: list[str], top_k: int, layers: list[Layer], outcome: Outcome) -> dict[str, Any]:
+    assert outcome.statistics is not None  # of a what-if they are always there
+    statistics = outcome.statistics.describe(layers, channels=False)
+    # each layer by itself: orjson keeps the interpreter to itself while it works
+    return {
+        "labels": describe_labels(labels, top_k, outcome),
+        "layers": [orjson.Fragment(orjson.dumps(each)) for each in statistics],
+    }
+
+
+def _read_changes(listed: Any) -> list[LayerChange]:
+    """The changes of a body.
+
+    Raises:
+        InvalidRequestError: one is not what the schema allows.
+    """
+    try:
+        return _CHANGES.validate_python(listed)
+    except ValidationError as error:
+        first = error.errors()[0]
+        tags = ("parameters", "branch", "formula", "group")
+        where = ".".join(["changes", *(str(part) for part in first["loc"] if part not in tags)])
+        raise InvalidRequestError(
+            f"{where}: {first['msg']}", value=first["input"], limit=first["msg"], remedy="correct the change; see /docs"
+        ) from None
+
+
+def _located(change: LayerChange, layers: Sequence[Layer], model: str) -> engine.Change:
+    """The change with the layers that it is made at: those of its glob that have what it changes.
+
+    Raises:
+        UnknownLayerError: no layer matches.
+        InvalidRequestError: none of those that match has what is to be changed, or the groups do not divide its channels.
+    """
+    matching = choose_layers(layers, change.layer, model)
+    match change:
+        case BranchChange():
+            adds = _those(matching, lambda layer: layer.kind == _RESIDUAL_ADD, change.layer, "a residual add", model)
+            return engine.BranchChange(adds, change.residual_scale, change.identity_scale)
+        case ParameterChange():
+            fields = change.model_fields_set
+            changes_gamma, changes_beta = ({f"{name}_scale", f"{name}_shift"} & fields for name in ("gamma", "beta"))
+            has = "gamma and beta" if changes_gamma and changes_beta else "a gamma" if changes_gamma else "a beta"
+            norms = _those(
+                matching,
+                lambda layer: not (changes_gamma and layer.gamma is None) and not (changes_beta and layer.beta is None),
+                change.layer,
+                f"{has} that is a constant",
+                model,
+            )
+            return engine.ParameterChange(norms, change.gamma_scale, change.gamma_shift, change.beta_scale, change.beta_shift)
+        case FormulaChange() | GroupChange():
+            norms = _those(matching, lambda layer: layer.kind != _RESIDUAL_ADD, change.layer, "a normalization", model)
+            groups = change.groups if isinstance(change, GroupChange) else 0
+            for layer in norms:
+                _check_groups(layer, groups)
+            return engine.NormalizationChange(norms, change.normalization, groups)
+
+
+def _those(layers: Sequence[Layer], has: Callable[[Layer], bool], pattern: str, what: str, model: str) -> tuple[Layer, ...]:
+    found = tuple(layer for layer in layers if has(layer))
+    if not found:
+        raise InvalidRequestError(
+            f"no layer that matches {pattern!r} is or has {what}",
+            value=pattern,
+            limit=what,
+            remedy=f"GET /v1/models/{model}/layers lists the layers and their kinds",
+        )
+    return found
+
+
+def _check_groups(layer: Layer, groups: int) -> None:
+    channels = layer.shape[layer.channel_axis] if layer.shape else None
+    if groups and isinstance(channels, int) and channels % groups:
+        raise InvalidRequestError(
+            f"groups: {groups} groups do not divide the {channels} channels of {layer.layer}",
+            value=groups,
+            limit=f"a divisor of {channels}",
+            remedy="choose a number that divides the channels of every chosen layer",
+        )
