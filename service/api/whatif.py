@@ -24,7 +24,7 @@ from service.api.whatif_schemas import (
     LayerChange,
     ParameterChange,
     WhatIfAnswer,
-    WhatIfBody,
+    body_schema,
 )
 from service.engine import changes as engine
 from service.engine.calls import Outcome
@@ -44,7 +44,7 @@ router = APIRouter(prefix="/v1/models", tags=["predict"])
     openapi_extra={
         "requestBody": {
             "required": True,
-            "content": {"application/json": {"schema": WhatIfBody.model_json_schema(ref_template="#/components/schemas/{model}")}},
+            "content": {"application/json": {"schema": body_schema()}},
         },
         "parameters": documented_query(InputsQuery),
     },
@@ -102,8 +102,9 @@ def _read_changes(listed: Any) -> list[LayerChange]:
         first = error.errors()[0]
         tags = ("parameters", "branch", "formula", "group")
         where = ".".join(["changes", *(str(part) for part in first["loc"] if part not in tags)])
+        says = first["msg"].removeprefix("Value error, ")
         raise InvalidRequestError(
-            f"{where}: {first['msg']}", value=first["input"], limit=first["msg"], remedy="correct the change; see /docs"
+            f"{where}: {says}", value=first["input"], limit=says, remedy="correct the change; see /docs"
         ) from None
 
 
@@ -117,22 +118,22 @@ def _located(change: LayerChange, layers: Sequence[Layer], model: str) -> engine
     matching = choose_layers(layers, change.layer, model)
     match change:
         case BranchChange():
-            adds = _those(matching, lambda layer: layer.kind == _RESIDUAL_ADD, change.layer, "a residual add", model)
+            adds = _those(matching, lambda layer: layer.kind == _RESIDUAL_ADD, change.layer, "is a residual add", model)
             return engine.BranchChange(adds, change.residual_scale, change.identity_scale)
         case ParameterChange():
             fields = change.model_fields_set
             changes_gamma, changes_beta = ({f"{name}_scale", f"{name}_shift"} & fields for name in ("gamma", "beta"))
-            has = "gamma and beta" if changes_gamma and changes_beta else "a gamma" if changes_gamma else "a beta"
+            parts = " and ".join(name for name, changed in (("gamma", changes_gamma), ("beta", changes_beta)) if changed)
             norms = _those(
                 matching,
                 lambda layer: not (changes_gamma and layer.gamma is None) and not (changes_beta and layer.beta is None),
                 change.layer,
-                f"{has} that is a constant",
+                f"has a constant {parts}",
                 model,
             )
             return engine.ParameterChange(norms, change.gamma_scale, change.gamma_shift, change.beta_scale, change.beta_shift)
         case FormulaChange() | GroupChange():
-            norms = _those(matching, lambda layer: layer.kind != _RESIDUAL_ADD, change.layer, "a normalization", model)
+            norms = _those(matching, lambda layer: layer.kind != _RESIDUAL_ADD, change.layer, "is a normalization", model)
             groups = change.groups if isinstance(change, GroupChange) else 0
             for layer in norms:
                 _check_groups(layer, groups)
@@ -143,9 +144,9 @@ def _those(layers: Sequence[Layer], has: Callable[[Layer], bool], pattern: str, 
     found = tuple(layer for layer in layers if has(layer))
     if not found:
         raise InvalidRequestError(
-            f"no layer that matches {pattern!r} is or has {what}",
+            f"no layer that matches {pattern!r} {what}",
             value=pattern,
-            limit=what,
+            limit=f"a layer that {what}",
             remedy=f"GET /v1/models/{model}/layers lists the layers and their kinds",
         )
     return found

@@ -108,6 +108,23 @@ class WhatIfBody(BaseModel):
     changes: Changes
 
 
+def body_schema() -> dict[str, Any]:
+    """The JSON schema of `WhatIfBody` without references, whose targets a request body in the document cannot bring along."""
+    schema = WhatIfBody.model_json_schema()
+    definitions = schema.pop("$defs")
+
+    def resolved(part: Any) -> Any:
+        if isinstance(part, list):
+            return [resolved(each) for each in part]
+        if not isinstance(part, dict):
+            return part
+        if "$ref" in part:
+            return resolved(definitions[part["$ref"].rpartition("/")[2]])
+        return {key: resolved(value) for key, value in part.items()}
+
+    return {key: resolved(value) for key, value in schema.items()}
+
+
 class WhatIfSide(BaseModel):
     """What the model says, and what its layers do meanwhile."""
 
