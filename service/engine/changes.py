@@ -81,9 +81,10 @@ Key = tuple[tuple[str, Normalization, int], ...]
 def set_values(changes: Sequence[Change], places: Mapping[str, Place]) -> dict[str, NDArray[np.float32]]:
     """The inputs that the changes set, in their order."""
     values: dict[str, NDArray[np.float32]] = {}
-    for change in changes:
-        if not isinstance(change, NormalizationChange):
-            change.apply(places, values)
+    with np.errstate(over="ignore"):  # many large factors are infinite together, which the statistics tell
+        for change in changes:
+            if not isinstance(change, NormalizationChange):
+                change.apply(places, values)
     return values
 
 

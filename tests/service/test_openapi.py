@@ -24,6 +24,7 @@ from tests.conftest import SmallRepository, running_server
 _EXAMPLES = 20
 _MAX_INPUTS = 4
 _PREDICT = "POST /v1/models/{model}/predict"
+_WHAT_IF = "POST /v1/models/{model}/whatif"
 _INFER = "POST /v2/models/{model}/infer"
 _INFER_VERSION = "POST /v2/models/{model}/versions/{version}/infer"
 _LOAD = "POST /v2/repository/models/{model}/load"
@@ -32,12 +33,15 @@ _UNLOAD = "POST /v2/repository/models/{model}/unload"
 _ALSO: dict[str, list[int]] = {
     # operation: statuses beside 2xx that a request which the document allows may get
     _PREDICT: [422],  # a text without a visible character
+    _WHAT_IF: [422],  # likewise
     _INFER: [400],  # likewise
     _INFER_VERSION: [400],  # likewise
 }
 _OPERATIONS = [
     (_PREDICT, "text"),
     (_PREDICT, "vision"),
+    (_WHAT_IF, "text"),
+    (_WHAT_IF, "vision"),
     ("GET /v1/models", ""),
     ("GET /v1/models/{model}", "text"),
     ("GET /v1/models/{model}/layers", "vision"),
@@ -149,8 +153,27 @@ def _narrow_parameter(parameter: dict[str, Any], model: str, layers: list[str]) 
     parameter.pop("example", None)
 
 
+def _narrow_changes(changes: dict[str, Any], model: str) -> None:
+    """To layers of the model that have what is changed, and to formulas that need no reference."""
+    norms, adds = {"vision": (["bn1", "layer1.*"], ["*.add"]), "text": (["*_norm"], ["blocks.0.*"])}[model]
+    changes["maxItems"] = 3
+    for change in changes["items"]["oneOf"]:
+        properties = change["properties"]
+        properties["layer"] = {"enum": adds if "residual_scale" in properties else norms}
+        if "groups" in properties:
+            properties["groups"] = {"enum": [1, 2, 4]}
+            change["required"] = ["layer", "normalization", "groups"]
+        elif "normalization" in properties and model == "text":
+            properties["normalization"]["enum"] = ["layer", "none"]
+
+
 def _narrow_body(label: str, content: dict[str, Any], model: str) -> None:
     """To photos, texts and tensors of the model."""
+    if label == _WHAT_IF:
+        schema = content["application/json"]["schema"]
+        schema["properties"]["inputs"] = _JSON_INPUTS[model]["properties"]["inputs"]
+        _narrow_changes(schema["properties"]["changes"], model)
+        del schema["example"]
     if label == _PREDICT:
         content["application/json"] = {"schema": _JSON_INPUTS[model]}
         if model == "text":
