@@ -12,6 +12,7 @@ Rules:
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -89,7 +90,7 @@ class _Builder:
         self.initializers: list[onnx.TensorProto] = []
         self._prefix, self._rank, self._channel_axis, self._opset = prefix, rank, channel_axis, opset
 
-    def node(self, operator: str, *inputs: str, **attributes: object) -> str:
+    def node(self, operator: str, *inputs: str, **attributes: Any) -> str:
         name = f"{self._prefix}.{len(self.nodes)}"
         self.nodes.append(helper.make_node(operator, inputs, [name], **attributes))
         return name
@@ -115,10 +116,9 @@ class _Builder:
 
     def affine(self, x: str, parameters: Mapping[ParameterName, Parameter]) -> str:
         """x * gamma + beta, as far as they exist."""
-        for name, operator in (("gamma", "Mul"), ("beta", "Add")):
-            if name in parameters:
-                x = self.node(operator, x, self._parameter(parameters[name]))
-        return x
+        if "gamma" in parameters:
+            x = self.node("Mul", x, self._parameter(parameters["gamma"]))
+        return self.node("Add", x, self._parameter(parameters["beta"])) if "beta" in parameters else x
 
     def _over_axes(self, x: str, axes: list[int], formula: Formula) -> str:
         centred = self.node("Sub", x, self._mean(x, axes)) if formula.centred else x

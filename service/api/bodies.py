@@ -185,7 +185,7 @@ def _json_object(body: bytes, fields: tuple[str, ...]) -> dict[str, Any]:
             limit=", ".join(fields),
             remedy="send top_k, statistics and layers as query parameters",
         )
-    return content
+    return dict(content)
 
 
 def _texts(inputs: Any) -> list[str]:

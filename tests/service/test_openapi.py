@@ -118,14 +118,22 @@ def _arrays(**arrays: Any) -> dict[str, Any]:
 
 
 _RANDOM = np.random.default_rng(0)
+
+
+def _inputs_schema(model: str) -> dict[str, Any]:
+    """The schema of the field `inputs`: one text or photo, or several."""
+    item = {"text": _TEXT, "vision": _PHOTO}[model]
+    return {"anyOf": [item, {"type": "array", "minItems": 1, "maxItems": _MAX_INPUTS, "items": item}]}
+
+
 _JSON_INPUTS = {
     model: {
         "type": "object",
         "required": ["inputs"],
         "additionalProperties": False,
-        "properties": {"inputs": {"anyOf": [item, {"type": "array", "minItems": 1, "maxItems": _MAX_INPUTS, "items": item}]}},
+        "properties": {"inputs": _inputs_schema(model)},
     }
-    for model, item in {"text": _TEXT, "vision": _PHOTO}.items()
+    for model in ("text", "vision")
 }
 _INPUTS: dict[str, list[dict[str, Any]]] = {
     "text": [
@@ -156,7 +164,6 @@ def _narrow_parameter(parameter: dict[str, Any], model: str, layers: list[str]) 
 def _narrow_changes(changes: dict[str, Any], model: str) -> None:
     """To layers of the model that have what is changed, and to formulas that need no reference."""
     norms, adds = {"vision": (["bn1", "layer1.*"], ["*.add"]), "text": (["*_norm"], ["blocks.0.*"])}[model]
-    changes["maxItems"] = 3
     for change in changes["items"]["oneOf"]:
         properties = change["properties"]
         properties["layer"] = {"enum": adds if "residual_scale" in properties else norms}
@@ -171,7 +178,7 @@ def _narrow_body(label: str, content: dict[str, Any], model: str) -> None:
     """To photos, texts and tensors of the model."""
     if label == _WHAT_IF:
         schema = content["application/json"]["schema"]
-        schema["properties"]["inputs"] = _JSON_INPUTS[model]["properties"]["inputs"]
+        schema["properties"]["inputs"] = _inputs_schema(model)
         _narrow_changes(schema["properties"]["changes"], model)
         del schema["example"]
     if label == _PREDICT:

@@ -74,9 +74,9 @@ def test_gamma_and_beta_are_those_of_a_changed_network(
         network(*inputs)
     assert_layers(prediction["original"]["layers"], recorded)
     _assert_predicts(prediction["original"], network, inputs)
-    norm = network.get_submodule(layer)
-    norm.weight.data = norm.weight.data * 1.5 - 0.2  # type: ignore[operator]  # Tensor | Module to mypy
-    norm.bias.data = norm.bias.data * -1 + 0.3  # type: ignore[operator]  # Tensor | Module to mypy
+    with torch.no_grad():
+        network.get_parameter(f"{layer}.weight").mul_(1.5).sub_(0.2)
+        network.get_parameter(f"{layer}.bias").neg_().add_(0.3)
     with torch.no_grad(), recorded_sides(network) as recorded:
         network(*inputs)
     assert_layers(prediction["changed"]["layers"], recorded)
