@@ -15,6 +15,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from models.artifact import Artifact
+from models.instrument.detached import detach_weights
 from models.instrument.opened import Place, open_graph
 from models.instrument.renormalize import Renormalization, RenormalizationError
 from service.engine.graph import PreparedGraph, Provider
@@ -54,9 +55,14 @@ class OpenedSession:
         self._output = manifest.outputs[0].name
         try:
             tensors = {layer.layer: layer.tensors for layer in manifest.layers}
-            opened = open_graph(onnx.load(artifact.model_path), tensors, renormalizations)
+            model = onnx.load(artifact.model_path)
+            weights = detach_weights(model)  # rewriting a graph with its weights would hold up the event loop
+            opened = open_graph(model, tensors, renormalizations)
             graph = PreparedGraph(opened.model.SerializeToString(), self._output, provider)
-            self._session = graph.load(_options())
+            options = _options()
+            values = [onnxruntime.OrtValue.ortvalue_from_numpy(weight) for weight in weights.values()]
+            options.add_external_initializers(list(weights), values)
+            self._session = graph.load(options)
         except RenormalizationError as error:
             raise InvalidRequestError(
                 f"normalization: {error}", value=str(error), remedy="change the normalization of other layers"
@@ -71,7 +77,7 @@ class OpenedSession:
         self.layers = {
             layer.layer: layer.model_copy(update={"tensors": dict(opened.places[layer.layer].tensors)}) for layer in manifest.layers
         }
-        del opened, graph  # copies of all weights
+        del model, weights, values, options, opened, graph
         give_back_memory()
 
     def run(self, feed: Feed, layers: Sequence[str], values: Mapping[str, NDArray[Any]] | None = None) -> OpenedRun:
