@@ -27,7 +27,7 @@ from service.api.whatif_schemas import (
     body_schema,
 )
 from service.engine import changes as engine
-from service.engine.calls import Outcome
+from service.engine.interior import DescribedOutcome
 from service.errors import InvalidRequestError
 from service.state import State
 
@@ -62,10 +62,10 @@ async def what_if(request: Request, model: str) -> Response:
         check_values(2 * len(inputs), chosen, "summary", state.settings.max_statistics_values)
         timeout_s = query.timeout_s(state.settings.request_timeout_s) - (time.perf_counter() - start)
         comparisons = await served.interior.what_if(inputs, changes, chosen, timeout_s)
-    describe = partial(_describe, manifest.labels, query.top_k, chosen)
+    describe = partial(_describe, manifest.labels, query.top_k)
     predictions = await run_in_threadpool(
         lambda: [
-            {"truncated": each.original.truncated, "original": describe(each.original), "changed": describe(each.changed)}
+            {"truncated": each.original.outcome.truncated, "original": describe(each.original), "changed": describe(each.changed)}
             for each in comparisons
         ]
     )
@@ -80,14 +80,10 @@ async def what_if(request: Request, model: str) -> Response:
     )
 
 
-def _describe(labels: list[str], top_k: int, layers: list[Layer], outcome: Outcome) -> dict[str, Any]:
-    assert outcome.statistics is not None  # of a what-if they are always there
-    statistics = outcome.statistics.describe(layers, channels=False)
+def _describe(labels: list[str], top_k: int, described: DescribedOutcome) -> dict[str, Any]:
     # each layer by itself: orjson keeps the interpreter to itself while it works
-    return {
-        "labels": describe_labels(labels, top_k, outcome),
-        "layers": [orjson.Fragment(orjson.dumps(each)) for each in statistics],
-    }
+    layers = [orjson.Fragment(orjson.dumps(layer)) for layer in described.layers]
+    return {"labels": describe_labels(labels, top_k, described.outcome), "layers": layers}
 
 
 def _read_changes(listed: Any) -> list[LayerChange]:

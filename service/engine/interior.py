@@ -30,11 +30,24 @@ _MOST_VARIANTS = 2  # opened graphs with other formulas that are kept, each with
 
 
 @dataclass(frozen=True)
+class DescribedOutcome:
+    """Of one run, which the activations do not outlive: many inputs would hold gigabytes.
+
+    Attributes:
+        outcome: without statistics.
+        layers: the statistics of the chosen layers as the API shows them.
+    """
+
+    outcome: Outcome
+    layers: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
 class Comparison:
     """One input, run as the model is and with the changes."""
 
-    original: Outcome
-    changed: Outcome
+    original: DescribedOutcome
+    changed: DescribedOutcome
 
 
 class Interior:
@@ -132,13 +145,14 @@ class Interior:
 
     def _outcome(
         self, session: OpenedSession, row: TensorInput, layers: Sequence[Layer], values: Mapping[str, NDArray[np.float32]]
-    ) -> Outcome:
+    ) -> DescribedOutcome:
         feed = self._reader.feed([row])
         run = self._run(session, feed, layers, values)
         layout = SideLayout(tuple(session.layers[layer.layer] for layer in layers))
         statistics = BatchReducer(layout).reduce(RunOutputs(run.tensors), feed).sample(0)
         scores = softmax(run.logits)
-        return Outcome(run.logits[0], scores[0], rank(scores)[0], row.truncated, statistics)
+        outcome = Outcome(run.logits[0], scores[0], rank(scores)[0], row.truncated, statistics=None)
+        return DescribedOutcome(outcome, statistics.describe(layout.layers, channels=False))
 
     def _rows(self, task: Task, items: Sequence[Item]) -> list[TensorInput]:
         rows = []

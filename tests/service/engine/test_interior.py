@@ -130,8 +130,7 @@ def test_batch_takes_the_moments_of_the_reference(small_repository: SmallReposit
     before = plain.run(feed, [layers[0].layer]).tensors[layers[0].tensors["before"]]
     parameters = plain.places[layers[0].layer].parameters
     expected = _torch("batch", torch.from_numpy(before), layers[0]).numpy() * parameters["gamma"].value + parameters["beta"].value
-    assert comparison.changed.statistics is not None
-    (described,) = comparison.changed.statistics.describe(layers[:1], channels=False)
+    (described,) = comparison.changed.layers
     assert_side(described["after"], expected, "after")
     with pytest.raises(NoReferenceError):
         asyncio.run(interior.what_if([SENTENCES[0]], [NormalizationChange((layers[1],), "batch")], [], 60))
