@@ -50,7 +50,7 @@ router = APIRouter(prefix="/v1/models", tags=["predict"])
 @router.post(
     "/{model}/predict",
     response_model=PredictAnswer,
-    responses=documented_errors(404, 408, 413, 415, 422, 429, 503, 504),
+    responses=documented_errors(404, 408, 413, 415, 422, 429, 501, 503, 504),
     openapi_extra=_BODY | {"parameters": documented_query(PredictQuery)},
 )
 async def predict(request: Request, model: str) -> Response:
@@ -63,13 +63,13 @@ async def predict(request: Request, model: str) -> Response:
         chosen = [] if everything else choose_layers(manifest.layers, query.layers, model)
         inputs = await read_inputs(request, manifest, state.settings)
         check_values(len(inputs), chosen, query.statistics, state.settings.max_statistics_values)
-        start = time.perf_counter()
-        timeout_s = query.timeout_s(state.settings.request_timeout_s)
+        timeout_s, stages_s = query.timeout_s(state.settings.request_timeout_s), 0.0
         stages: list[Stages] | None = None
         if query.statistics == "histogram":
             _check_choice(query, chosen)
+            start = time.perf_counter()
             stages = await served.interior.stages(inputs, chosen, timeout_s)
-        stages_s = time.perf_counter() - start
+            stages_s = time.perf_counter() - start
         outcomes, timing = await served.predict(
             inputs,
             statistics=query.statistics != "none",

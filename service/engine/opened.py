@@ -1,7 +1,8 @@
 """The opened graph of a model, loaded when it is first needed: one input in, logits and whole activations out. Knows no HTTP.
 
-It is a second copy of the weights beside the sessions that serve, and its activations are all alive until the run ends; so it runs
-one input at a time, outside of the arena that the other sessions share, and gives the memory of a run back.
+It is another copy of the weights beside the sessions that serve, and its activations are all alive until the run ends; so it runs
+one input at a time, outside of the arena that the other sessions share, and gives the memory of a run back. Measured for ResNet-50:
+opened in 0.3 s, 91 MB resident, and 125 MB more while every activation of a photo of 224 px is out; for the encoder 8 MB.
 """
 
 from collections.abc import Mapping, Sequence
