@@ -61,6 +61,10 @@ class InvalidRequestError(ServiceError):
     """The body or a parameter is not what the endpoint takes."""
 
 
+class NoReferenceError(ServiceError):
+    """What is asked for needs statistics that the artifact does not bring."""
+
+
 class TooManyValuesError(ServiceError):
     """The answer would hold more statistics than the limit."""
 
@@ -102,6 +106,7 @@ STATUSES: Mapping[type[Exception], int] = {
     UnknownReferenceError: 404,
     NotAcceptableError: 406,
     SlowRequestError: 408,
+    NoReferenceError: 409,
     BodyTooLargeError: 413,
     UnsupportedMediaTypeError: 415,
     UnsupportedFormatError: 422,

@@ -60,6 +60,9 @@ class Settings(BaseSettings):
     )
     max_queue_delay_ms: float = Field(default=0, ge=0, description="milliseconds that a batch waits for more inputs; 0: never")
     max_queue: Count = Field(default=128, description="most requests in hand for a model; one more is refused")
+    max_experiments: Count = Field(
+        default=4, description="most requests with statistics=histogram or what-if in hand for a model; one more is refused"
+    )
     request_timeout_s: float = Field(default=60, gt=0, description="seconds until a request is given up, unless it asks for less")
     max_statistics_values: Count = Field(default=1_000_000, description="most statistics in one answer")
     statistics_sample: float = Field(

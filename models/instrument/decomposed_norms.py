@@ -52,7 +52,7 @@ def _layer_or_rms_norm(graph: Graph, node: onnx.NodeProto) -> Norm | None:
     squared = None if mean_square is None else _squared(graph, mean_square.input[0])
     if mean_square is None or squared is None:
         return None
-    axes = _axes(graph, mean_square)
+    axes = reduced_axes(graph, mean_square)
     centred = _centred(graph, quotient.dividend, axes)
     if centred is not None and _centred(graph, squared, axes) == centred:
         kind: NormKind = "layer_norm"
@@ -124,7 +124,7 @@ def _centred(graph: Graph, tensor: str, axes: tuple[int, ...] | None) -> str | N
         return None
     mean = _made_by(graph, difference.input[1], "ReduceMean")
     x = _origin(graph, difference.input[0])
-    if mean is None or _origin(graph, mean.input[0]) != x or _axes(graph, mean) != axes:
+    if mean is None or _origin(graph, mean.input[0]) != x or reduced_axes(graph, mean) != axes:
         return None
     return x
 
@@ -219,7 +219,7 @@ def _number(graph: Graph, tensor: str) -> float | None:
     return None if value is None or value.size != 1 else float(value.reshape(()))
 
 
-def _axes(graph: Graph, reduction: onnx.NodeProto) -> tuple[int, ...] | None:
+def reduced_axes(graph: Graph, reduction: onnx.NodeProto) -> tuple[int, ...] | None:
     """Sorted axes, an attribute up to opset 17 and an input since; None for all axes, or where the graph computes them."""
     value = graph.constant(reduction.input[1]) if len(reduction.input) > 1 and reduction.input[1] else None
     axes: Sequence[int] = value.reshape(-1).tolist() if value is not None else attribute(reduction, "axes", ())  # type: ignore[assignment]  # a list of integers, by the schema

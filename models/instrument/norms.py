@@ -26,23 +26,25 @@ NormKind = Literal["batch_norm", "layer_norm", "group_norm", "instance_norm", "r
 
 
 @dataclass(frozen=True)
-class _Operator:
+class Operator:
+    """What an operator normalizes, and where among its inputs gamma and beta are."""
+
     kind: NormKind
     last_axis: bool
-    gamma: int  # position among the inputs
+    gamma: int
     beta: int | None
     epsilon: float = DEFAULT_EPSILON
 
 
-_OPERATORS = {
-    "BatchNormalization": _Operator("batch_norm", last_axis=False, gamma=1, beta=2),
-    "LayerNormalization": _Operator("layer_norm", last_axis=True, gamma=1, beta=2),
-    "GroupNormalization": _Operator("group_norm", last_axis=False, gamma=1, beta=2),
-    "InstanceNormalization": _Operator("instance_norm", last_axis=False, gamma=1, beta=2),
-    "RMSNormalization": _Operator("rms_norm", last_axis=True, gamma=1, beta=None),
-    "SimplifiedLayerNormalization": _Operator("rms_norm", last_axis=True, gamma=1, beta=None),
-    "SkipLayerNormalization": _Operator("layer_norm", last_axis=True, gamma=2, beta=3, epsilon=_SKIP_EPSILON),
-    "SkipSimplifiedLayerNormalization": _Operator("rms_norm", last_axis=True, gamma=2, beta=None, epsilon=_SKIP_EPSILON),
+OPERATORS = {
+    "BatchNormalization": Operator("batch_norm", last_axis=False, gamma=1, beta=2),
+    "LayerNormalization": Operator("layer_norm", last_axis=True, gamma=1, beta=2),
+    "GroupNormalization": Operator("group_norm", last_axis=False, gamma=1, beta=2),
+    "InstanceNormalization": Operator("instance_norm", last_axis=False, gamma=1, beta=2),
+    "RMSNormalization": Operator("rms_norm", last_axis=True, gamma=1, beta=None),
+    "SimplifiedLayerNormalization": Operator("rms_norm", last_axis=True, gamma=1, beta=None),
+    "SkipLayerNormalization": Operator("layer_norm", last_axis=True, gamma=2, beta=3, epsilon=_SKIP_EPSILON),
+    "SkipSimplifiedLayerNormalization": Operator("rms_norm", last_axis=True, gamma=2, beta=None, epsilon=_SKIP_EPSILON),
 }
 
 
@@ -66,10 +68,10 @@ class Norm:
 
 def find_norms(graph: Graph) -> list[Norm]:
     """All normalizations, in the order of execution."""
-    return [_norm(graph, node, _OPERATORS[node.op_type]) for node in graph.nodes if node.op_type in _OPERATORS]
+    return [_norm(graph, node, OPERATORS[node.op_type]) for node in graph.nodes if node.op_type in OPERATORS]
 
 
-def _norm(graph: Graph, node: onnx.NodeProto, operator: _Operator) -> Norm:
+def _norm(graph: Graph, node: onnx.NodeProto, operator: Operator) -> Norm:
     epsilon = attribute(node, "epsilon", operator.epsilon)
     assert isinstance(epsilon, float)  # by the operator's schema
     return Norm(

@@ -51,7 +51,7 @@ def find_probes(model: onnx.ModelProto, extents: Mapping[str, int] | None = None
         extents: known values of dynamic input dimensions, by name, for the shapes that are reported.
     """
     graph = Graph(infer_shapes(_with_sums(model), extents or {}))
-    norms = _all_norms(graph)
+    norms = all_norms(graph)
     entries: list[tuple[int, Probe]] = [(graph.position(norm.nodes[-1]), _norm_probe(graph, norm)) for norm in norms]
     for add in find_residual_adds(graph):
         position = graph.position(add.node)
@@ -78,7 +78,8 @@ def _with_sums(model: onnx.ModelProto) -> onnx.ModelProto:
     return copy
 
 
-def _all_norms(graph: Graph) -> list[Norm]:
+def all_norms(graph: Graph) -> list[Norm]:
+    """The normalizations of a graph, as operators or written out; of the model with inferred shapes."""
     written_out = find_decomposed_norms(graph)
     parts = {node.output[0] for norm in written_out for node in norm.nodes}
     return [*(norm for norm in find_norms(graph) if norm.after not in parts), *written_out]

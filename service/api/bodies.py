@@ -42,16 +42,9 @@ async def read_inputs(request: Request, manifest: Manifest, settings: Settings) 
         BodyTooLargeError, SlowRequestError, InvalidHttpError, ClientDisconnect: see `read_body`.
         InvalidRequestError: the model takes neither; broken JSON, multipart or base64, no input, too many.
     """
-    if manifest.preprocessing is None:
-        raise InvalidRequestError(
-            f"{manifest.name} takes tensors, neither photos nor texts",
-            value=None,
-            limit=[spec.name for spec in manifest.inputs],
-            remedy=f"send tensors to /v2/models/{manifest.name}/infer, or import the model again with --preprocessing",
-        )
-    takes_images = manifest.preprocessing.kind == "image"
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    is_json = media_type == "application/json" or media_type.endswith("+json")
+    takes_images = _takes_images(manifest)
+    media_type = _media_type(request)
+    is_json = _is_json(media_type)
     if not is_json and not (takes_images and (media_type.startswith("image/") or media_type == "multipart/form-data")):
         raise UnsupportedMediaTypeError(
             f"{manifest.name} cannot read a body of type {media_type or '(none)'}",
@@ -62,15 +55,64 @@ async def read_inputs(request: Request, manifest: Manifest, settings: Settings) 
     body = await read_body(request, settings.max_body_bytes)
     inputs: list[bytes] | list[str]
     if is_json:
-        texts = _json_inputs(body)
-        _check_count(len(texts), settings.max_inputs)
-        inputs = texts if not takes_images else await run_in_threadpool(_all_from_base64, texts)
+        inputs = await _checked_inputs(_json_object(body, ("inputs",)), manifest, settings)
     elif media_type == "multipart/form-data":
         inputs = await _multipart_images(request.headers, body)
     else:
         inputs = [body]
     _check_count(len(inputs), settings.max_inputs)
     return inputs
+
+
+async def read_json_inputs(
+    request: Request, manifest: Manifest, settings: Settings, field: str
+) -> tuple[list[bytes] | list[str], Any]:
+    """The inputs of a request whose body is JSON alone, and the value of its one other field.
+
+    Raises:
+        As for `read_inputs`.
+    """
+    media_type = _media_type(request)
+    _takes_images(manifest)
+    if not _is_json(media_type):
+        raise UnsupportedMediaTypeError(
+            f"a body of type {media_type or '(none)'} cannot hold {field}",
+            value=media_type,
+            limit=_TEXT_TYPES,
+            remedy=f"send {_TEXT_TYPES} with inputs and {field}, images as base64, and set Content-Type",
+        )
+    content = _json_object(await read_body(request, settings.max_body_bytes), ("inputs", field))
+    return await _checked_inputs(content, manifest, settings), content[field]
+
+
+async def _checked_inputs(content: dict[str, Any], manifest: Manifest, settings: Settings) -> list[bytes] | list[str]:
+    texts = _texts(content["inputs"])
+    _check_count(len(texts), settings.max_inputs)
+    return await run_in_threadpool(_all_from_base64, texts) if _takes_images(manifest) else texts
+
+
+def _takes_images(manifest: Manifest) -> bool:
+    """Whether it is photos that a model takes, and not texts.
+
+    Raises:
+        InvalidRequestError: it takes neither.
+    """
+    if manifest.preprocessing is None:
+        raise InvalidRequestError(
+            f"{manifest.name} takes tensors, neither photos nor texts",
+            value=None,
+            limit=[spec.name for spec in manifest.inputs],
+            remedy=f"send tensors to /v2/models/{manifest.name}/infer, or import the model again with --preprocessing",
+        )
+    return manifest.preprocessing.kind == "image"
+
+
+def _media_type(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def _is_json(media_type: str) -> bool:
+    return media_type == "application/json" or media_type.endswith("+json")
 
 
 async def read_body(request: Request, max_bytes: int) -> bytes:
@@ -136,28 +178,34 @@ def _too_large(size: object, max_bytes: int) -> BodyTooLargeError:
     )
 
 
-def _json_inputs(body: bytes) -> list[str]:
+def _json_object(body: bytes, fields: tuple[str, ...]) -> dict[str, Any]:
+    """An object with these fields, `inputs` first, and no others."""
     try:
         content: Any = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise InvalidRequestError(
             f"the body is not JSON ({error})", value=f"{len(body)} bytes", remedy='send {"inputs": "..."}'
         ) from None
-    if not isinstance(content, dict) or "inputs" not in content:
-        raise InvalidRequestError(
-            "the body has no field `inputs`",
-            value=sorted(content) if isinstance(content, dict) else type(content).__name__,
-            limit="inputs",
-            remedy='send {"inputs": "..."} or {"inputs": ["...", "..."]}',
-        )
-    if unknown := sorted(set(content) - {"inputs"}):
+    for field in fields:
+        if not isinstance(content, dict) or field not in content:
+            others = "".join(f', "{other}": ...' for other in fields[1:])
+            raise InvalidRequestError(
+                f"the body has no field `{field}`",
+                value=sorted(content) if isinstance(content, dict) else type(content).__name__,
+                limit=", ".join(fields),
+                remedy=f'send {{"inputs": "..."{others}}} or {{"inputs": ["...", "..."]{others}}}',
+            )
+    if unknown := sorted(set(content) - set(fields)):
         raise InvalidRequestError(
             f"the body has unknown fields: {', '.join(unknown)[:200]}",
             value=unknown[:10],
-            limit="inputs",
+            limit=", ".join(fields),
             remedy="send top_k, statistics and layers as query parameters",
         )
-    inputs = content["inputs"]
+    return dict(content)
+
+
+def _texts(inputs: Any) -> list[str]:
     items = inputs if isinstance(inputs, list) else [inputs]
     for i, item in enumerate(items):
         if not isinstance(item, str):

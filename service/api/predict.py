@@ -1,5 +1,7 @@
 """POST /v1/models/{model}/predict: a photo or a text in, labels and layer statistics out."""
 
+import time
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -8,18 +10,21 @@ from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from models.artifact import Layer
+from models.statistics.distribution import VALUES
 from service.api.answers import documented_errors, json_answer
 from service.api.bodies import read_inputs
 from service.api.layers import choose_layers
 from service.api.query import PredictQuery, documented_query, read_query
-from service.api.schemas import JsonInputs, Level, PredictAnswer
+from service.api.schemas import JsonInputs, PredictAnswer, PredictLevel
 from service.engine.calls import Outcome
-from service.errors import TooManyValuesError
+from service.engine.interior import Stages
+from service.errors import InvalidRequestError, TooManyValuesError
 from service.state import State
 
 _STATISTICS = 9  # of one side, see SideStatistics
 _CHANNEL_STATISTICS = 8  # all but count
 _PAIR_STATISTICS = 2  # residual_ratio and cosine of an add
+_MOST_IN_FULL = 16  # layers with histograms: each costs as much time as the rest of a small request
 
 _BODY = {
     "requestBody": {
@@ -45,7 +50,7 @@ router = APIRouter(prefix="/v1/models", tags=["predict"])
 @router.post(
     "/{model}/predict",
     response_model=PredictAnswer,
-    responses=documented_errors(404, 408, 413, 415, 422, 429, 503, 504),
+    responses=documented_errors(404, 408, 413, 415, 422, 429, 501, 503, 504),
     openapi_extra=_BODY | {"parameters": documented_query(PredictQuery)},
 )
 async def predict(request: Request, model: str) -> Response:
@@ -57,19 +62,27 @@ async def predict(request: Request, model: str) -> Response:
         everything = query.statistics == "none" and query.layers == "*"  # then nothing reads the choice
         chosen = [] if everything else choose_layers(manifest.layers, query.layers, model)
         inputs = await read_inputs(request, manifest, state.settings)
-        _check_values(len(inputs), chosen, query.statistics, state.settings.max_statistics_values)
+        check_values(len(inputs), chosen, query.statistics, state.settings.max_statistics_values)
+        timeout_s, stages_s = query.timeout_s(state.settings.request_timeout_s), 0.0
+        stages: list[Stages] | None = None
+        if query.statistics == "histogram":
+            _check_choice(query, chosen)
+            start = time.perf_counter()
+            stages = await served.interior.stages(inputs, chosen, timeout_s)
+            stages_s = time.perf_counter() - start
         outcomes, timing = await served.predict(
             inputs,
             statistics=query.statistics != "none",
             channels=query.statistics == "channels",
-            timeout_s=None if query.timeout_ms is None else query.timeout_ms / 1000,
+            timeout_s=timeout_s - stages_s,
         )
     state.observe_inference(manifest.name, timing)
     describe = partial(_describe, manifest.labels, query, chosen)
     if query.statistics == "none":
         predictions = [describe(outcome) for outcome in outcomes]
     else:  # up to a million numbers: not on the event loop
-        predictions = await run_in_threadpool(lambda: [describe(outcome) for outcome in outcomes])
+        of_each: Sequence[Stages | None] = stages or [None] * len(outcomes)
+        predictions = await run_in_threadpool(lambda: [*map(describe, outcomes, of_each)])
     return json_answer(
         {
             "model": manifest.name,
@@ -79,28 +92,40 @@ async def predict(request: Request, model: str) -> Response:
                 "preprocess_ms": round(timing.input_ns / 1e6, 3),
                 "queue_ms": round(timing.queue_ns / 1e6, 3),
                 "inference_ms": round((timing.infer_ns + timing.output_ns) / 1e6, 3),
+                **({} if stages is None else {"stages_ms": round(stages_s * 1000, 3)}),
             },
         }
     )
 
 
-def _describe(labels: list[str], query: PredictQuery, layers: list[Layer], outcome: Outcome) -> dict[str, Any]:
-    described: dict[str, Any] = {"labels": _best(labels, query.top_k, outcome), "truncated": outcome.truncated}
+def _describe(
+    labels: list[str], query: PredictQuery, layers: list[Layer], outcome: Outcome, stages: Stages | None = None
+) -> dict[str, Any]:
+    described: dict[str, Any] = {"labels": describe_labels(labels, query.top_k, outcome), "truncated": outcome.truncated}
     if outcome.statistics is not None:
         layer_statistics = outcome.statistics.describe(layers, channels=query.statistics == "channels")
+        for layer in layer_statistics:
+            for side, in_full in (stages or {}).get(layer["layer"], {}).items():
+                layer[side] = layer.get(side, {}) | in_full
         # each layer by itself: orjson keeps the interpreter to itself while it works
         described["layers"] = [orjson.Fragment(orjson.dumps(layer)) for layer in layer_statistics]
     return described
 
 
-def _best(labels: list[str], count: int, outcome: Outcome) -> list[dict[str, Any]]:
-    if outcome.scores is None or outcome.ranking is None:  # an encoder has no labels
+def describe_labels(labels: list[str], top_k: int, outcome: Outcome) -> list[dict[str, Any]]:
+    """The best labels with their scores; none of a model that scores nothing."""
+    if outcome.scores is None or outcome.ranking is None:
         return []
-    best = outcome.ranking[:count]
+    best = outcome.ranking[:top_k]
     return [{"label": labels[i], "score": score} for i, score in zip(best.tolist(), outcome.scores[best].tolist(), strict=True)]
 
 
-def _check_values(count: int, layers: list[Layer], level: Level, limit: int) -> None:
+def check_values(count: int, layers: list[Layer], level: PredictLevel, limit: int) -> None:
+    """Bounds the size of an answer on so many inputs.
+
+    Raises:
+        TooManyValuesError: it would hold more than `limit` statistics.
+    """
     if level == "none":
         return
     values = 0
@@ -110,6 +135,8 @@ def _check_values(count: int, layers: list[Layer], level: Level, limit: int) -> 
         extent = layer.shape[layer.channel_axis] if layer.shape else None
         if level == "channels" and isinstance(extent, int):
             values += sides * _CHANNEL_STATISTICS * extent
+        if level == "histogram":
+            values += sides * VALUES + (_STATISTICS + VALUES if layer.kind != "residual_add" else 0)
     values *= count
     if values > limit:
         raise TooManyValuesError(
@@ -118,3 +145,16 @@ def _check_values(count: int, layers: list[Layer], level: Level, limit: int) -> 
             limit=limit,
             remedy="choose fewer layers with layers=, send fewer inputs, or raise NORMSCOPE_MAX_STATISTICS_VALUES",
         )
+
+
+def _check_choice(query: PredictQuery, layers: list[Layer]) -> None:
+    """Histograms are for few layers, which the request must name."""
+    if "layers" in query.model_fields_set and len(layers) <= _MOST_IN_FULL:
+        return
+    named = "layers" in query.model_fields_set
+    raise InvalidRequestError(
+        f"statistics=histogram for {len(layers)} layers" if named else "statistics=histogram without layers=",
+        value=len(layers),
+        limit=f"{_MOST_IN_FULL} layers",
+        remedy=f"choose at most {_MOST_IN_FULL} layers with layers=, a glob or several with commas",
+    )

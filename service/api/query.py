@@ -8,22 +8,33 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import QueryParams
 
 from service.api.layers import MAX_PATTERN_LENGTH
-from service.api.schemas import Level
+from service.api.schemas import PredictLevel
 from service.errors import InvalidRequestError
 
 LAYERS_HELP = "glob over layer names, or several with commas"
 
 
-class PredictQuery(BaseModel):
-    """Parameters of a prediction."""
+class InputsQuery(BaseModel):
+    """Parameters of every request that brings inputs."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     top_k: int = Field(default=5, ge=1, description="how many labels; at most as many as the model has")
-    statistics: Level = Field(default="none", description="how much to return of every layer")
-    layers: str = Field(default="*", max_length=MAX_PATTERN_LENGTH, description=f"{LAYERS_HELP}; for `statistics`")
+    layers: str = Field(default="*", max_length=MAX_PATTERN_LENGTH, description=f"{LAYERS_HELP}; for their statistics")
     version: str | None = Field(default=None, description="of the model; the newest where it is not given")
     timeout_ms: float | None = Field(default=None, gt=0, description="milliseconds until the request is given up")
+
+    def timeout_s(self, limit_s: float) -> float:
+        """Seconds until the request is given up, at most `limit_s`."""
+        return limit_s if self.timeout_ms is None else min(self.timeout_ms / 1000, limit_s)
+
+
+class PredictQuery(InputsQuery):
+    """Parameters of a prediction."""
+
+    statistics: PredictLevel = Field(
+        default="none", description="how much to return of every layer; histogram: of at most 16, which `layers` must name"
+    )
 
 
 _Query = TypeVar("_Query", bound=BaseModel)

@@ -10,6 +10,7 @@ from models.instrument.probes import ProbeKind
 from models.preprocessing import ImagePreprocessing, TextPreprocessing
 
 Level = Literal["none", "summary", "channels"]
+PredictLevel = Literal["none", "summary", "channels", "histogram"]
 
 _SIDE: dict[str, Any] = {
     "count": 1024,
@@ -22,6 +23,8 @@ _SIDE: dict[str, Any] = {
     "zeros": 0.0,
     "nonfinite": 0,
 }
+_HISTOGRAM: dict[str, Any] = {"counts": [3, 1021], "edges": [-4.1, 0.6, 5.3]}
+_QUANTILES: dict[str, Any] = {"1": -2.8, "5": -2.0, "25": -0.8, "50": 0.0, "75": 0.8, "95": 2.0, "99": 2.9}
 _NORMALIZED = _SIDE | {"mean": 0.0, "var": 1.0, "std": 1.0, "l2": 32.0}
 _LAYER: dict[str, Any] = {"layer": "blocks.0.attention_norm", "kind": "layer_norm", "before": _SIDE, "after": _NORMALIZED}
 _LABEL: dict[str, Any] = {"label": "balance", "score": 0.93}
@@ -119,6 +122,15 @@ class LabelScore(BaseModel):
     score: float | None = Field(description="0..1; null where the model's output is NaN")
 
 
+class Histogram(BaseModel):
+    """How many elements lie in each of 64 bins of one width, from the smallest element to the largest."""
+
+    model_config = _like(_HISTOGRAM)
+
+    counts: list[int]
+    edges: list[float] = Field(description="one more than the counts; a bin holds its lower edge, the last one its upper edge too")
+
+
 class SideStatistics(BaseModel):
     """Statistics of the elements of one tensor for one input; null where `nonfinite` is above 0."""
 
@@ -136,6 +148,10 @@ class SideStatistics(BaseModel):
     channels: dict[str, list[float | int | None]] | None = Field(
         default=None, description="with statistics=channels: the same for each channel, except count"
     )
+    histogram: Histogram | None = Field(default=None, description="with statistics=histogram")
+    quantiles: dict[str, float] | None = Field(
+        default=None, description="with statistics=histogram: by percent, interpolated", examples=[_QUANTILES]
+    )
 
 
 class LayerStatistics(BaseModel):
@@ -146,6 +162,10 @@ class LayerStatistics(BaseModel):
     layer: str
     kind: ProbeKind
     before: SideStatistics | None = None
+    normalized: SideStatistics | None = Field(
+        default=None,
+        description="with statistics=histogram: what gamma scales and beta shifts; absent where the graph computes its parameters",
+    )
     after: SideStatistics | None = None
     identity: SideStatistics | None = None
     residual: SideStatistics | None = None
@@ -172,6 +192,7 @@ class TimingAnswer(BaseModel):
     preprocess_ms: float
     queue_ms: float
     inference_ms: float
+    stages_ms: float | None = Field(default=None, description="with statistics=histogram: looking at the chosen layers")
 
 
 class PredictAnswer(BaseModel):

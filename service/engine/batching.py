@@ -184,7 +184,7 @@ class Batcher:
                 for job in _alive(batch):
                     self._run_batch([job], alone=False)
             else:
-                fail(batch[0].call, _run_error(error))
+                fail(batch[0].call, run_error(error))
             return
         self._counters.count_run(len(batch), result.input_ns, result.infer_ns, result.output_ns)
         for call, count in Counter(job.call for job in batch).items():
@@ -229,7 +229,7 @@ def _row(job: Job) -> TensorInput:
     return job.row
 
 
-def _run_error(error: Exception) -> Exception:
+def run_error(error: Exception) -> Exception:
     """What a client may know of a failed run: the runtime's words about the input, without names of files and nodes."""
     _log.warning("a run failed: %s", error)
     _, found, status = str(error).partition("Status Message:")

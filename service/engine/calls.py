@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models.artifact import Manifest
+from models.postprocessing import rank, softmax
 from models.statistics.layers import SampleStatistics
 from service.engine.inputs import Item, TensorInput
 
@@ -31,6 +33,30 @@ class Outcome:
     ranking: NDArray[np.int64] | None
     truncated: bool
     statistics: SampleStatistics | None
+
+
+def outcomes_of(
+    manifest: Manifest,
+    outputs: Sequence[NDArray[Any]],
+    rows: Sequence[TensorInput],
+    statistics: Sequence[SampleStatistics | None],
+) -> list[Outcome]:
+    """What a run of these rows makes of each, with its statistics."""
+    chosen = manifest.scores_output
+    scores = ranking = None
+    if chosen is not None:
+        scores = softmax(outputs[chosen])  # of the whole batch: numpy costs about as much for one row
+        ranking = rank(scores)
+    return [
+        Outcome(
+            tuple(output[i] for output in outputs) if manifest.batched else tuple(outputs),
+            None if scores is None else scores[i],
+            None if ranking is None else ranking[i],
+            row.truncated,
+            of_row,
+        )
+        for i, (row, of_row) in enumerate(zip(rows, statistics, strict=True))
+    ]
 
 
 class Call:

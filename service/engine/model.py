@@ -5,18 +5,15 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
-
-from numpy.typing import NDArray
 
 from models.artifact import Artifact, Manifest
-from models.postprocessing import rank, softmax
-from models.statistics.layers import BatchReducer, RunOutputs, SampleStatistics, SideLayout
+from models.statistics.layers import BatchReducer, RunOutputs, SideLayout
 from service.engine.batching import Batch, Batcher, BatchLimits, BatchResult, fail
-from service.engine.calls import Call, Job, Outcome
+from service.engine.calls import Call, Job, Outcome, outcomes_of
 from service.engine.counters import Counters
 from service.engine.graph import prepare
 from service.engine.inputs import InputReader, Item, TensorInput
+from service.engine.interior import Interior
 from service.engine.session import Sessions
 from service.errors import DeadlineExceededError, InvalidRequestError, OverloadedError
 from service.settings import Settings
@@ -86,6 +83,7 @@ class ServedModel:
             if all_counted
             else Batcher(f"{name}-plain", self._reader, self._run_quick, self.counters, limits, runs_at_once)
         )
+        self.interior = Interior(artifact, self._reader, settings)
         self._places = threading.Condition()
         self._in_hand = 0
         self._closed = False
@@ -213,7 +211,7 @@ class ServedModel:
         result = self._plain.run(feed, alone=batch.alone)
         ran = time.perf_counter_ns()
         self.traffic.count(len(batch.rows))
-        outcomes = _outcomes(self.manifest, result.outputs, batch.rows, [None] * len(batch.rows))
+        outcomes = outcomes_of(self.manifest, result.outputs, batch.rows, [None] * len(batch.rows))
         return BatchResult(outcomes, ready - start, ran - ready, time.perf_counter_ns() - ran)
 
     def _run_tapped(self, batch: Batch, *, counted: bool) -> BatchResult:
@@ -229,7 +227,7 @@ class ServedModel:
         if counted:
             self.traffic.add(observed, channels=channels)
         kept = [observed.sample(i) if wanted else None for i, wanted in enumerate(batch.keep)]
-        outcomes = _outcomes(self.manifest, result.outputs, batch.rows, kept)
+        outcomes = outcomes_of(self.manifest, result.outputs, batch.rows, kept)
         return BatchResult(outcomes, ready - start, ran - ready, time.perf_counter_ns() - ran)
 
     def close(self) -> None:
@@ -241,29 +239,7 @@ class ServedModel:
         for batcher in {self._watching, self._quick}:
             batcher.close()
         self._reducers.shutdown()
-
-
-def _outcomes(
-    manifest: Manifest,
-    outputs: Sequence[NDArray[Any]],
-    rows: Sequence[TensorInput],
-    statistics: Sequence[SampleStatistics | None],
-) -> list[Outcome]:
-    chosen = manifest.scores_output
-    scores = ranking = None
-    if chosen is not None:
-        scores = softmax(outputs[chosen])  # of the whole batch: numpy costs about as much for one row
-        ranking = rank(scores)
-    return [
-        Outcome(
-            tuple(output[i] for output in outputs) if manifest.batched else tuple(outputs),
-            None if scores is None else scores[i],
-            None if ranking is None else ranking[i],
-            row.truncated,
-            of_row,
-        )
-        for i, (row, of_row) in enumerate(zip(rows, statistics, strict=True))
-    ]
+        self.interior.close()
 
 
 def _expire(call: Call, timeout_s: float) -> None:

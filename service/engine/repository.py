@@ -1,7 +1,5 @@
 """The models that are served, by name and version: loaded, replaced and unloaded while requests go on. Knows no HTTP."""
 
-import ctypes
-import gc
 import logging
 import threading
 from collections.abc import Iterator
@@ -10,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from models.artifact import ArtifactError, Manifest, load_artifact
+from service.engine.memory import give_back_memory
 from service.engine.model import ServedModel, TrafficOf, collected_in_memory
 from service.engine.threads import available_cpus
 from service.engine.versions import VersionFolder, find_versions, newest_first
@@ -164,9 +163,7 @@ class Repository:
             model.close()
         if models:
             models.clear()
-            gc.collect()
-            if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):  # glibc keeps freed memory otherwise
-                libc.malloc_trim(0)
+            give_back_memory()
 
     def watch(self) -> None:
         """Until `close`, looks at the folders every `watch_interval_s` and follows what has changed. Blocks."""

@@ -15,6 +15,7 @@ _OF_STATUS: Mapping[int, StatusCode] = {
     403: StatusCode.PERMISSION_DENIED,
     404: StatusCode.NOT_FOUND,
     408: StatusCode.DEADLINE_EXCEEDED,
+    409: StatusCode.FAILED_PRECONDITION,
     413: StatusCode.RESOURCE_EXHAUSTED,
     431: StatusCode.RESOURCE_EXHAUSTED,
     499: StatusCode.CANCELLED,

@@ -24,6 +24,7 @@ from tests.conftest import SmallRepository, running_server
 _EXAMPLES = 20
 _MAX_INPUTS = 4
 _PREDICT = "POST /v1/models/{model}/predict"
+_WHAT_IF = "POST /v1/models/{model}/whatif"
 _INFER = "POST /v2/models/{model}/infer"
 _INFER_VERSION = "POST /v2/models/{model}/versions/{version}/infer"
 _LOAD = "POST /v2/repository/models/{model}/load"
@@ -36,6 +37,7 @@ _ENDLESS = "GET /v1/models/{model}/events"  # no client that waits for the end o
 _ALSO: dict[str, list[int]] = {
     # operation: statuses beside 2xx that a request which the document allows may get
     _PREDICT: [422],  # a text without a visible character
+    _WHAT_IF: [422],  # likewise
     _INFER: [400],  # likewise
     _INFER_VERSION: [400],  # likewise
     _STATISTICS: [422],  # a side that no chosen layer has
@@ -44,6 +46,8 @@ _ALSO: dict[str, list[int]] = {
 _OPERATIONS = [
     (_PREDICT, "text"),
     (_PREDICT, "vision"),
+    (_WHAT_IF, "text"),
+    (_WHAT_IF, "vision"),
     ("GET /v1/models", ""),
     ("GET /v1/models/{model}", "text"),
     ("GET /v1/models/{model}/layers", "vision"),
@@ -121,14 +125,22 @@ def _arrays(**arrays: Any) -> dict[str, Any]:
 
 
 _RANDOM = np.random.default_rng(0)
+
+
+def _inputs_schema(model: str) -> dict[str, Any]:
+    """The schema of the field `inputs`: one text or photo, or several."""
+    item = {"text": _TEXT, "vision": _PHOTO}[model]
+    return {"anyOf": [item, {"type": "array", "minItems": 1, "maxItems": _MAX_INPUTS, "items": item}]}
+
+
 _JSON_INPUTS = {
     model: {
         "type": "object",
         "required": ["inputs"],
         "additionalProperties": False,
-        "properties": {"inputs": {"anyOf": [item, {"type": "array", "minItems": 1, "maxItems": _MAX_INPUTS, "items": item}]}},
+        "properties": {"inputs": _inputs_schema(model)},
     }
-    for model, item in {"text": _TEXT, "vision": _PHOTO}.items()
+    for model in ("text", "vision")
 }
 _INPUTS: dict[str, list[dict[str, Any]]] = {
     "text": [
@@ -162,8 +174,26 @@ def _narrow_parameter(parameter: dict[str, Any], model: str, layers: list[str]) 
     parameter.pop("example", None)
 
 
+def _narrow_changes(changes: dict[str, Any], model: str) -> None:
+    """To layers of the model that have what is changed, and to formulas that need no reference."""
+    norms, adds = {"vision": (["bn1", "layer1.*"], ["*.add"]), "text": (["*_norm"], ["blocks.0.*"])}[model]
+    for change in changes["items"]["oneOf"]:
+        properties = change["properties"]
+        properties["layer"] = {"enum": adds if "residual_scale" in properties else norms}
+        if "groups" in properties:
+            properties["groups"] = {"enum": [1, 2, 4]}
+            change["required"] = ["layer", "normalization", "groups"]
+        elif "normalization" in properties and model == "text":
+            properties["normalization"]["enum"] = ["layer", "none"]
+
+
 def _narrow_body(label: str, content: dict[str, Any], model: str) -> None:
     """To photos, texts and tensors of the model."""
+    if label == _WHAT_IF:
+        schema = content["application/json"]["schema"]
+        schema["properties"]["inputs"] = _inputs_schema(model)
+        _narrow_changes(schema["properties"]["changes"], model)
+        del schema["example"]
     if label == _PREDICT:
         content["application/json"] = {"schema": _JSON_INPUTS[model]}
         if model == "text":
