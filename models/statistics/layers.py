@@ -17,6 +17,7 @@ from models.instrument.observers import FIELDS, LISTED, Observer, Pair, Reductio
 from models.statistics.moments import Activations, Floats, Moments, channel_moments, sample_dot
 
 _RESIDUAL_ADD = "residual_add"
+_FIELDS = tuple(field.name for field in fields(Moments))
 _SHARED_ELEMENTS = 1 << 20  # of a run from which on several threads pay
 
 
@@ -136,8 +137,9 @@ class BatchReducer:
         self._other_rows = [(row, i) for row, i in enumerate(layout.reduction_of) if i in self._others]
         self._dots = np.array([dots.get(pair, 0) for pair in layout.pairs], int)
         self._other_pairs = [(i, pair) for i, pair in enumerate(layout.pairs) if pair not in dots]
-        self._identities = np.array([layout.row_of[layer.layer, "identity"] for layer in layout.adds], int)
-        self._residuals = np.array([layout.row_of[layer.layer, "residual"] for layer in layout.adds], int)
+        self._masks = {name for i in self._others if (name := layout.reductions[i].mask)}
+        sides = [layout.row_of[layer.layer, side] for side in ("identity", "residual") for layer in layout.adds]
+        self._sides = np.array(sides, int)
 
     def reduce(self, outputs: RunOutputs, inputs: Mapping[str, NDArray[Any]], workers: Executor | None = None) -> BatchStatistics:
         """Computes all statistics of a run.
@@ -150,25 +152,22 @@ class BatchReducer:
         first = next(iter(inputs.values()))
         n = len(first) if first.ndim else 1  # of a model without batch, whose layers are none
         observed = np.zeros((n, 1)) if outputs.summary is None else outputs.summary
-        masks = {name: inputs[name].astype(bool) for i in self._others if (name := self._layout.reductions[i].mask)}
-        others = dict(zip(self._others, self._reduce_tensors(outputs.tensors, masks, workers), strict=True))
         numbers = observed.take(self._columns, axis=1)  # (N, 7, S)
         dots = observed.take(self._dots, axis=1)
-        totals = {i: part.pool(axis=1) for i, part in others.items()}
-        for row, i in self._other_rows:
-            numbers[:, :, row] = np.stack([getattr(totals[i], field.name) for field in fields(Moments)], axis=1)
-        for i, pair in self._other_pairs:
-            x, f = outputs.tensors[pair.identity.tensor], outputs.tensors[pair.residual.tensor]
-            dots[:, i] = sample_dot(x, f, masks[pair.identity.mask] if pair.identity.mask else None)
-        pooled = Moments(*(numbers[:, i] for i in range(FIELDS)))
-        ratio, cosine = self._relate(pooled, dots)
-        observations = RunOutputs({}, outputs.summary, outputs.channels)  # what waits for a reader holds no activations
-
-        def channels(row: int) -> Moments:
-            i = self._layout.reduction_of[row]
-            return others[i] if i in others else self._read_channels(observations, i)
-
-        return BatchStatistics(self._layout, pooled, ratio, cosine, channels)
+        others: dict[int, Moments] = {}
+        if self._others or self._other_pairs:
+            masks = {name: inputs[name].astype(bool) for name in self._masks}
+            others = dict(zip(self._others, self._reduce_tensors(outputs.tensors, masks, workers), strict=True))
+            totals = {i: part.pool(axis=1) for i, part in others.items()}
+            for row, i in self._other_rows:
+                numbers[:, :, row] = np.stack([getattr(totals[i], field) for field in _FIELDS], axis=1)
+            for i, pair in self._other_pairs:
+                x, f = outputs.tensors[pair.identity.tensor], outputs.tensors[pair.residual.tensor]
+                dots[:, i] = sample_dot(x, f, masks[pair.identity.mask] if pair.identity.mask else None)
+        ratio, cosine = self._relate(numbers, dots)
+        pooled = Moments(*numbers.swapaxes(0, 1))
+        channels = _Channels(self._layout, self._places, self._rows, others, outputs.summary, outputs.channels)
+        return BatchStatistics(self._layout, pooled, ratio, cosine, channels.of)
 
     def _reduce_tensors(
         self, tensors: Mapping[str, Activations], masks: Mapping[str, NDArray[np.bool_]], workers: Executor | None
@@ -182,48 +181,94 @@ class BatchReducer:
 
         return list(run(reduce, self._others))
 
-    def _read_channels(self, outputs: RunOutputs, i: int) -> Moments:
-        """Moments (N, C) of an observed reduction, by its index."""
-        place = self._places[i]
-        assert place is not None  # observed
-        assert outputs.summary is not None
-        values = outputs.channels[place.observer]
-        extent = values.shape[1] // (self._rows[place.observer] * LISTED)
-        listed = values.reshape(len(values), -1, LISTED, extent)[:, place.row].astype(np.float64)
-        mean, std, minimum, maximum, zeros, nonfinite = (listed[:, field] for field in range(LISTED))
-        count = np.broadcast_to(outputs.summary[:, place.start, None] / extent, mean.shape)
-        return Moments(count, mean, std**2 * count, minimum, maximum, zeros, nonfinite)
+    def _relate(self, numbers: Floats, dots: Floats) -> tuple[Floats, Floats]:
+        """residual_ratio and cosine (N, A) of all adds, from the moments (N, 7, S) and dot products (N, A)."""
+        count, mean, m2 = numbers[:, :3].take(self._sides, axis=2).swapaxes(0, 1)
+        l2 = np.sqrt(m2 + count * mean**2)
+        adds = dots.shape[1]
+        above, below = np.empty((2, 2, *dots.shape))
+        above[0], above[1] = l2[:, adds:], dots
+        below[0] = l2[:, :adds]
+        np.multiply(below[0], above[0], out=below[1])
+        related = np.full(above.shape, np.nan)
+        np.divide(above, below, out=related, where=below > 0)
+        return related[0], related[1]
 
-    def _relate(self, pooled: Moments, dots: Floats) -> tuple[Floats, Floats]:
-        """residual_ratio and cosine (N, A) of all adds, from their dot products."""
-        l2 = pooled.l2
-        identity, residual = l2.take(self._identities, axis=1), l2.take(self._residuals, axis=1)
-        product = identity * residual
-        ratio, cosine = np.full_like(dots, np.nan), np.full_like(dots, np.nan)
-        np.divide(residual, identity, out=ratio, where=identity > 0)
-        np.divide(dots, product, out=cosine, where=product > 0)
-        return ratio, cosine
+
+class _Channels:
+    """The moments by channel of one batch, made of what the run handed out when somebody reads them; holds no activations."""
+
+    def __init__(
+        self,
+        layout: SideLayout,
+        places: Sequence[_Place | None],
+        rows: Sequence[int],
+        others: Mapping[int, Moments],
+        summary: Floats | None,
+        listed: Sequence[NDArray[np.float32]],
+    ) -> None:
+        self._layout, self._places, self._rows, self._others = layout, places, rows, others
+        self._summary, self._listed = summary, listed
+        self._read: dict[int, list[Moments]] = {}
+
+    def of(self, row: int) -> Moments:
+        """Moments (N, C) of a row of the layout."""
+        reduction = self._layout.reduction_of[row]
+        place = self._places[reduction]
+        if place is None:
+            return self._others[reduction]
+        if place.observer not in self._read:
+            self._read[place.observer] = self._of_observer(place)
+        return self._read[place.observer][place.row]
+
+    def _of_observer(self, place: _Place) -> list[Moments]:
+        """Of all rows of an observer, in one go."""
+        assert self._summary is not None  # observed
+        values = self._listed[place.observer]
+        n, rows = len(values), self._rows[place.observer]
+        listed = values.reshape(n, rows, LISTED, -1).transpose(1, 2, 0, 3).astype(np.float64)
+        count = np.repeat(self._summary[:, place.start, None] / listed.shape[3], listed.shape[3], axis=1)
+        m2 = np.square(listed[:, 1], out=listed[:, 1])
+        m2 *= count
+        return [Moments(count, *each) for each in listed]
 
 
 def summary(moments: Moments, row: int | tuple[int, ...]) -> dict[str, float | int | None]:
     """The statistics of one group of elements as the API names them; null where they are undefined."""
-    count, nonfinite = int(moments.count[row]), int(moments.nonfinite[row])
-    if nonfinite or not count:
-        undefined = ("mean", "var", "std", "min", "max", "l2", "zeros")
-        return {"count": count, **dict.fromkeys(undefined), "nonfinite": nonfinite}
-    var = float(moments.m2[row]) / count
-    mean = float(moments.mean[row])
-    return {
-        "count": count,
-        "mean": mean,
-        "var": var,
-        "std": var**0.5,
-        "min": float(moments.minimum[row]),
-        "max": float(moments.maximum[row]),
-        "l2": (float(moments.m2[row]) + count * mean * mean) ** 0.5,
-        "zeros": float(moments.zeros[row]) / count,
-        "nonfinite": 0,
-    }
+    return _summaries(Moments(*(np.array([getattr(moments, field)[row]]) for field in _FIELDS)))[0]
+
+
+def _summaries(moments: Moments) -> list[dict[str, float | int | None]]:
+    """The same of each of G groups, fields (G,): all at once, numbers one by one cost several times as much."""
+    return [
+        {
+            "count": count,
+            "mean": mean,
+            "var": var,
+            "std": std,
+            "min": low,
+            "max": high,
+            "l2": l2,
+            "zeros": zeros,
+            "nonfinite": nonfinite,
+        }
+        for count, mean, var, std, low, high, l2, zeros, nonfinite in zip(
+            moments.count.astype(int).tolist(), *_statistics(moments), moments.nonfinite.astype(int).tolist(), strict=True
+        )
+    ]
+
+
+def _statistics(moments: Moments) -> list[list[float | None]]:
+    """mean, var, std, min, max, l2 and zeros of G groups, each a list of G; None where they are undefined."""
+    undefined = (moments.nonfinite > 0) | (moments.count == 0)
+    var = moments.var
+    zeros = moments.zeros / np.maximum(moments.count, 1)
+    values = np.array([moments.mean, var, np.sqrt(var), moments.minimum, moments.maximum, moments.l2, zeros])
+    if not undefined.any():
+        return values.tolist()  # type: ignore[no-any-return]  # a list of lists of float
+    defined = values.astype(object)
+    defined[:, undefined] = None
+    return defined.tolist()  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
@@ -235,44 +280,31 @@ class SampleStatistics:
 
     def describe(self, layers: Sequence[Layer], *, channels: bool) -> list[dict[str, Any]]:
         """The chosen layers in the given order; `channels` adds a list along the channel axis to every statistic."""
-        return [self._layer(layer, channels) for layer in layers]
-
-    def _layer(self, layer: Layer, channels: bool) -> dict[str, Any]:
         layout = self.batch.layout
-        described: dict[str, Any] = {"layer": layer.layer, "kind": layer.kind}
-        for side in layer.tensors:
-            row = layout.row_of[layer.layer, side]
-            described[side] = summary(self.batch.pooled, (self.index, row))
-            if channels:
-                described[side]["channels"] = self._channels(row)
-        if layer.kind == _RESIDUAL_ADD:
-            add = layout.add_of[layer.layer]
-            described["residual_ratio"] = _finite(self.batch.residual_ratio[self.index, add])
-            described["cosine"] = _finite(self.batch.cosine[self.index, add])
+        rows = [layout.row_of[layer.layer, side] for layer in layers for side in layer.tensors]
+        sides: list[dict[str, Any]] = _summaries(self._of_sample(self.batch.pooled, np.array(rows, int)))
+        if channels:
+            for row, side in zip(rows, sides, strict=True):
+                side["channels"] = _describe_channels(self._of_sample(self.batch.channels(row)))
+        relations = np.array([self.batch.residual_ratio[self.index], self.batch.cosine[self.index]])
+        known = relations.astype(object)
+        known[~np.isfinite(relations)] = None
+        ratios, cosines = known.tolist()
+        described, found = [], iter(sides)
+        for layer in layers:
+            each: dict[str, Any] = {"layer": layer.layer, "kind": layer.kind}
+            each |= {name: next(found) for name in layer.tensors}
+            if layer.kind == _RESIDUAL_ADD:
+                add = layout.add_of[layer.layer]
+                each["residual_ratio"], each["cosine"] = ratios[add], cosines[add]
+            described.append(each)
         return described
 
-    def _channels(self, row: int) -> dict[str, list[float | int | None]]:
-        moments = self.batch.channels(row)
-        i = self.index
-        count = np.maximum(moments.count[i], 1)
-        var = moments.var[i]
-        values = {
-            "mean": moments.mean[i],
-            "var": var,
-            "std": np.sqrt(var),
-            "min": moments.minimum[i],
-            "max": moments.maximum[i],
-            "l2": moments.l2[i],
-            "zeros": np.where(moments.nonfinite[i] > 0, np.nan, moments.zeros[i] / count),
-        }
-        listed: dict[str, list[float | int | None]] = {}
-        for name, value in values.items():
-            numbers = value.tolist()
-            finite = bool(np.isfinite(value).all())
-            listed[name] = numbers if finite else [_finite(number) for number in numbers]
-        listed["nonfinite"] = moments.nonfinite[i].astype(int).tolist()
-        return listed
+    def _of_sample(self, moments: Moments, chosen: NDArray[np.intp] | slice = slice(None)) -> Moments:
+        return Moments(*(getattr(moments, field)[self.index][chosen] for field in _FIELDS))
 
 
-def _finite(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
+def _describe_channels(moments: Moments) -> dict[str, list[Any]]:
+    """The statistics of the channels (C,) of one side, without their count."""
+    names = ("mean", "var", "std", "min", "max", "l2", "zeros")
+    return {**dict(zip(names, _statistics(moments), strict=True)), "nonfinite": moments.nonfinite.astype(int).tolist()}

@@ -243,6 +243,49 @@ def test_half_precision() -> None:
             assert described[side]["count"] == 7 * 33
 
 
+@pytest.mark.parametrize("axis", [1, 2])
+@pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (1e4, 1.0), (-1e4, 30.0), (6e4, 100.0), (0.0, 1e-6), (3.0, 0.0)])
+def test_half_precision_that_is_hard(mean: float, std: float, axis: int) -> None:
+    """float16 activations with a mean large against the deviation, squares beyond float16, subnormal and constant values: exactly
+    those of the same numbers in float32."""
+    x = (mean + std * normal(3, 7, 33).astype(np.float64)).astype(np.float16)
+    assert np.isfinite(x).all()
+    norm, model = _half_graph(x, axis)
+    batch, tensors = run(model, (norm,), {"x": x})
+    assert_agrees(batch, (norm,), {name: tensor.astype(np.float32) for name, tensor in tensors.items()})
+    for i in range(3):
+        described = batch.sample(i).describe((norm,), channels=False)[0]
+        for side, tensor in (("before", x[i]), ("after", -x[i])):
+            expected = expected_side(tensor)
+            s = expected["l2"] / np.sqrt(expected["count"])
+            for name in ("mean", "std", "min", "max"):
+                assert described[side][name] == pytest.approx(expected[name], abs=1e-5 * max(abs(expected[name]), s)), (side, name)
+            assert described[side]["var"] == pytest.approx(expected["var"], rel=1e-3), side
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("where", [(0, 0), (3, 17), (6, 32), (slice(None), 4), (4, slice(None))])
+def test_half_precision_that_is_not_finite(where: tuple[int | slice, int | slice], value: float, axis: int) -> None:
+    """NaN and infinities in float16, single ones and whole channels, are counted in their sample and channel alone."""
+    x = normal(3, 7, 33).astype(np.float16)
+    x[(1, *where)] = value
+    norm, model = _half_graph(x, axis)
+    batch, tensors = run(model, (norm,), {"x": x})
+    assert_agrees(batch, (norm,), {name: tensor.astype(np.float32) for name, tensor in tensors.items()})
+    counted = [batch.sample(i).describe((norm,), channels=False)[0]["before"]["nonfinite"] for i in range(3)]
+    assert counted == [0, np.isnan(x[1]).sum() + np.isinf(x[1]).sum(), 0]
+
+
+def _half_graph(x: Array, axis: int) -> tuple[Layer, onnx.ModelProto]:
+    """A float16 tensor and its negative, which no rounding can change: what is reduced is what the tensor holds."""
+    nodes = [
+        helper.make_node("Neg", ["x"], ["after"]),
+        helper.make_node("Cast", ["after"], ["logits"], to=TensorProto.FLOAT),
+    ]
+    return layer("norm", "layer_norm", {"before": "x", "after": "after"}, axis), model_of(nodes, {"x": x}, {})
+
+
 def test_a_sum_of_unequal_shapes() -> None:
     """Where an add repeats one of its sides, each side is what it is."""
     x = normal(2, 5, 3, 3)
