@@ -19,7 +19,7 @@ from models.artifact import CARD, MODEL, Artifact, DataType, Layer, Manifest, Pr
 from models.card import model_card
 from models.external_data import copy_model
 from models.instrument.graph import Dimension
-from models.instrument.graph_file import read_graph, remarks
+from models.instrument.graph_file import inlined, read_graph, remarks
 from models.instrument.probes import Probe, find_probes
 from models.instrument.skip_norms import expose_sums
 from models.preprocessing import ImagePreprocessing, TextPreprocessing
@@ -121,9 +121,10 @@ def _write(path: Path, working: Path, folder: Path, options: ImportOptions) -> N
 
 
 def _read(path: Path) -> onnx.ModelProto:
-    """The graph, which the file has too: with the sums that its operators hide."""
-    model = onnx.load(path, load_external_data=False)
-    if expose_sums(model):
+    """The graph, which the file has too: without calls of functions, and with the sums that its operators hide."""
+    given = onnx.load(path, load_external_data=False)
+    model = inlined(given)
+    if expose_sums(model) or model is not given:
         onnx.save(model, path)
     return read_graph(path)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
@@ -18,6 +19,7 @@ from models.instrument.graph_file import GraphFileError
 from models.trial import TrialError
 from tests import graphs
 from tests.graphs import WIDTH, save
+from tests.models.instrument.test_graph_file import functions
 from tests.models.instrument.test_skip_norms import skip_norm
 from tests.networks import small_tokenizer
 
@@ -118,6 +120,19 @@ def test_sums_inside_fused_operators_are_exposed(tmp_path: Path) -> None:
     model = onnx.load(tmp_path / "repository" / "given" / "1" / MODEL)
     made = {name for node in model.graph.node for name in node.output} | {"x"}
     assert {tensor for layer in manifest.layers for tensor in layer.tensors.values()} <= made
+
+
+def test_functions_are_written_out(tmp_path: Path) -> None:
+    """The artifact's graph has the nodes of the model's functions, under the names that its layers have, and the same answers."""
+    manifest = import_model(functions(), tmp_path)
+    assert [layer.kind for layer in manifest.layers] == ["residual_add", "layer_norm"] * 2
+    assert manifest.notes == []
+    model = onnx.load(tmp_path / "repository" / "given" / "1" / MODEL)
+    assert not model.functions
+    x = np.random.default_rng(0).standard_normal((3, WIDTH)).astype(np.float32)
+    sessions = (onnxruntime.InferenceSession(each.SerializeToString()) for each in (functions(), model))
+    given, written_out = (session.run(["y"], {"x": x})[0] for session in sessions)
+    np.testing.assert_allclose(written_out, given, rtol=1e-6)
 
 
 def test_every_type_of_the_protocol(tmp_path: Path) -> None:
