@@ -10,10 +10,10 @@ from pathlib import Path
 
 import onnx
 
-from models.artifact import CARD, MANIFEST, MODEL, is_plain_name
+from models.artifact import CARD, MANIFEST, MODEL, REFERENCE, is_plain_name
 from models.instrument.graph_file import GraphFileError
 
-_TAKEN = {MODEL, MANIFEST, CARD, "tokenizer.json"}
+_TAKEN = {MODEL, MANIFEST, CARD, REFERENCE, "tokenizer.json"}
 
 
 def copy_model(path: Path, folder: Path) -> list[str]:
