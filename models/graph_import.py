@@ -29,7 +29,8 @@ _DTYPES: Mapping[int, str] = {
     TensorProto.BOOL: "bool", TensorProto.FLOAT16: "float16", TensorProto.FLOAT: "float32", TensorProto.DOUBLE: "float64",
     TensorProto.STRING: "string",
 } | {getattr(TensorProto, name.upper()): name for name in get_args(DataType) if "int" in name}  # fmt: skip
-_DEFAULT_MASK = "attention_mask"
+_MASKS = ("attention_mask", "input_mask", "token_mask", "mask")  # 1 at tokens wherever they are found
+_UNCLEAR_MASKS = ("padding_mask", "key_padding_mask", "pad_mask")  # 1 at padding in torch, at tokens in Keras
 _NAMED = 5  # layers that a note names, of many
 _Preprocessing = Annotated[ImagePreprocessing | TextPreprocessing, Field(discriminator="kind")]
 
@@ -45,7 +46,7 @@ class ImportOptions:
     Attributes:
         labels: file of the labels: one a line, or a JSON array.
         preprocessing: file of an `ImagePreprocessing` or `TextPreprocessing` as JSON; the tokenizer lies beside it.
-        mask: input that is 1 at real tokens and 0 at padding.
+        mask: input that is 1 at real tokens and 0 at padding; None guesses it by its name, "" says that there is none.
         extents: of dynamic dimensions that fit the graph.
     """
 
@@ -88,7 +89,7 @@ def _write(path: Path, working: Path, folder: Path, options: ImportOptions) -> N
         files.append(_copy_tokenizer(options.preprocessing, preprocessing, working))
     labels = _read_labels(options.labels)
     inputs, outputs = _specs(model, _real_inputs(model)), _specs(model, list(model.graph.output))
-    mask = _choose_mask(options.mask, inputs)
+    mask, mask_notes = _choose_mask(options.mask, inputs)
     probes = find_probes(model)
     extents = dict(options.extents)
     if isinstance(preprocessing, ImagePreprocessing) and len(inputs[0].shape) == 4:
@@ -105,12 +106,12 @@ def _write(path: Path, working: Path, folder: Path, options: ImportOptions) -> N
         inputs=trial.inputs,
         outputs=_describe_outputs(outputs, trial, labels),
         batched=trial.batched,
-        mask=options.mask,
+        mask=mask,
         extents=trial.runs[0].extents,
         preprocessing=preprocessing,
         labels=labels,
         layers=layers,
-        notes=[*trial.notes, *remarks(model, norms), *notes],
+        notes=[*trial.notes, *mask_notes, *remarks(model, norms), *notes],
         training=Provenance(data="unknown", samples=None, selection_samples=None, seed=None, settings={"file": path.name}),
         metrics={},
         libraries={"onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__},
@@ -220,14 +221,24 @@ def _covering(mask: str | None, seen: Sequence[tuple[int, ...]], trial: Trial) -
     return mask if len(seen[0]) > len(spec.shape) and lengths == wanted else None
 
 
-def _choose_mask(wanted: str | None, inputs: Sequence[TensorSpec]) -> str | None:
-    found = next((spec for spec in inputs if spec.name == (wanted or _DEFAULT_MASK)), None)
-    if found is not None and len(found.shape) == 2 and found.dtype != "string":
-        return found.name
+def _choose_mask(wanted: str | None, inputs: Sequence[TensorSpec]) -> tuple[str | None, list[str]]:
+    """The mask, and what people should know about it where it was guessed, or could not be."""
+    fitting = [spec.name for spec in inputs if len(spec.shape) == 2 and spec.dtype != "string"]
+    if wanted:
+        if wanted not in fitting:
+            given = ", ".join(f"{spec.name} {spec.shape}" for spec in inputs)
+            raise GraphImportError(f"the mask {wanted} is no input of (batch, length); the inputs are {given}")
+        return wanted, []
     if wanted is not None:
-        given = ", ".join(f"{spec.name} {spec.shape}" for spec in inputs)
-        raise GraphImportError(f"the mask {wanted} is no input of (batch, length); the inputs are {given}")
-    return None
+        return None, []
+    if found := next((name for name in _MASKS if name in fitting), None):
+        note = f"{found} is taken for the mask, 1 at tokens and 0 at padding; name another by --mask INPUT, or none by --mask ''"
+        return found, [] if found == _MASKS[0] else [note]
+    return None, [
+        f"{name} may be 1 at tokens or at padding: padding is counted; say that it is 1 at tokens by --mask {name}"
+        for name in _UNCLEAR_MASKS
+        if name in fitting
+    ]
 
 
 def _read_labels(path: Path | None) -> list[str]:

@@ -60,8 +60,8 @@ def remarks(model: onnx.ModelProto, norms: int) -> list[str]:
     training = sum(is_in_training(node) for node in model.graph.node)
     if training:
         said.append(
-            f"{training} BatchNormalization take mean and variance of the batch, as in training, so that requests change each other's "
-            "answers: they are not watched; export the model in inference mode (torch: model.eval())"
+            f"{training} BatchNormalization take mean and variance of the batch, as in training, so that requests change "
+            "each other's answers: they are not watched; export the model in inference mode (torch: model.eval())"
         )
     if not norms and not training:
         said.append("no normalization is in the graph: the model has none, or its BatchNorm was folded into Conv at export")

@@ -113,6 +113,37 @@ def test_a_mask_of_any_name(tmp_path: Path) -> None:
         import_model(graphs.masked(), tmp_path / "third", ImportOptions(mask="table"))
 
 
+@pytest.mark.parametrize("name", ["attention_mask", "input_mask", "token_mask", "mask"])
+def test_a_mask_is_known_by_its_name(name: str, tmp_path: Path) -> None:
+    """Names that mean 1 at tokens are taken, which the manifest notes unless it is the usual one; `--mask ''` takes none."""
+    manifest = import_model(graphs.masked(name), tmp_path)
+    assert (manifest.mask, [layer.mask for layer in manifest.layers]) == (name, [name])
+    assert [note.split(" ")[0] for note in manifest.notes] == ([] if name == "attention_mask" else [name])
+    (tmp_path / "other").mkdir()
+    manifest = import_model(graphs.masked(name), tmp_path / "other", ImportOptions(mask=""))
+    assert (manifest.mask, [layer.mask for layer in manifest.layers], manifest.notes) == (None, [None], [])
+
+
+@pytest.mark.parametrize("name", ["padding_mask", "key_padding_mask", "pad_mask"])
+def test_a_mask_that_may_mean_either_is_not_guessed(name: str, tmp_path: Path) -> None:
+    """It is 1 at padding in some frameworks, at tokens in others: nothing is masked, and a note tells how."""
+    manifest = import_model(graphs.masked(name), tmp_path)
+    assert (manifest.mask, [layer.mask for layer in manifest.layers]) == (None, [None])
+    assert manifest.notes == [
+        f"{name} may be 1 at tokens or at padding: padding is counted; say that it is 1 at tokens by --mask {name}"
+    ]
+
+
+def test_a_mask_of_another_shape_is_none(tmp_path: Path) -> None:
+    """An input called mask that is not (batch, length) is left alone."""
+    nodes = [helper.make_node("Mul", ["x", "mask"], ["y"])]
+    shape: list[int | str] = ["n", "length", WIDTH]
+    inputs: dict[str, tuple[int, graphs.Shape]] = dict.fromkeys(("x", "mask"), (TensorProto.FLOAT, shape))
+    manifest = import_model(graphs.graph_of(nodes, inputs, {"y": (TensorProto.FLOAT, shape)}), tmp_path)
+    assert manifest.mask is None
+    assert not any("mask" in note for note in manifest.notes)
+
+
 def test_sums_inside_fused_operators_are_exposed(tmp_path: Path) -> None:
     """The artifact's graph has the tensors that its layers name."""
     manifest = import_model(skip_norm("SkipLayerNormalization", bias=True), tmp_path)

@@ -1,5 +1,6 @@
 """ONNX files are read for their probes: small constants with them, large weights left in their files."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from models.__main__ import main
+from models.graph_import import ImportOptions, import_graph
 from models.instrument.graph_file import GraphFileError, read_graph, remarks
 from models.instrument.probes import find_probes
 
@@ -74,6 +76,19 @@ def test_remarks() -> None:
         "functions of another opset than the model's are left alone: Block; export the model with one opset"
     ]
     assert not remarks(helper.make_model(helper.make_graph([], "g", [], [])), norms=1)
+
+
+def test_inspect_tells_what_the_manifest_of_an_artifact_notes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What import found out, here that there is no normalization, is said again, on stderr so that --json stays JSON."""
+    nodes = [helper.make_node("Relu", ["x"], ["y"])]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 2]) for name in ("x", "y")]
+    graph = helper.make_graph(nodes, "g", values[:1], values[1:])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), tmp_path / "model.onnx")
+    import_graph(tmp_path / "model.onnx", tmp_path / "bare" / "1", ImportOptions())
+    main(["inspect", str(tmp_path / "bare" / "1"), "--json"])
+    printed = capsys.readouterr()
+    assert json.loads(printed.out) == []
+    assert printed.err.startswith("note: no normalization is in the graph")
 
 
 def functions(opset: int = 18) -> onnx.ModelProto:
