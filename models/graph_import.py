@@ -23,6 +23,7 @@ from models.instrument.graph_file import inlined, read_graph, remarks
 from models.instrument.probes import Probe, find_probes
 from models.instrument.skip_norms import expose_sums
 from models.preprocessing import ImagePreprocessing, TextPreprocessing
+from models.staging import staged
 from models.trial import Run, Trial, TrialSession, try_graph
 
 _DTYPES: Mapping[int, str] = {
@@ -65,19 +66,13 @@ def import_graph(path: Path, folder: Path, options: ImportOptions) -> Artifact:
         options: what is known of the model.
 
     Raises:
-        GraphImportError, GraphFileError, TrialError, ArtifactError: what is wrong, and what to do.
+        GraphImportError, GraphFileError, TrialError, ArtifactError, StagingError: what is wrong, and what to do.
     """
     if folder.exists():
         raise GraphImportError(f"{folder} exists already; choose another --version, or remove it")
-    working = folder.with_name(f".{folder.name}.partial")  # whoever watches the repository looks at no such name
-    shutil.rmtree(working, ignore_errors=True)
-    working.mkdir(parents=True)
-    try:
+    with staged(folder) as working:
         _write(path, working, folder, options)
         load_artifact(working)
-        working.rename(folder)
-    finally:
-        shutil.rmtree(working, ignore_errors=True)
     return load_artifact(folder)
 
 

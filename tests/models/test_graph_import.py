@@ -285,6 +285,13 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         main(["import", "--name", "block"])
 
 
+def test_a_repository_that_cannot_be_written(tmp_path: Path) -> None:
+    """The message names the folder and the option."""
+    path = save(graphs.block(), tmp_path / "block.onnx")
+    with pytest.raises(SystemExit, match=r"block\.onnx/block/1 cannot be written .*--output"):
+        main(["import", str(path), "--name", "block", "--output", str(path)])
+
+
 def test_import_needs_no_torch(tmp_path: Path) -> None:
     """It runs where only what serving needs is installed."""
     path = save(graphs.block(), tmp_path / "block.onnx")
