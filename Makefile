@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 ARCHIVE_RESNET50 ?=
 ARCHIVE_ENCODER ?=
 
-.PHONY: serve test test-zoo check format train bench bench-peers clean help
+.PHONY: serve test test-zoo check format train bench bench-int8 bench-peers clean help
 
 help:            ## list the commands
-	@grep -E '^[a-z-]+: .*##' Makefile | sed -E 's/:.*##/\t/'
+	@grep -E '^[a-z0-9-]+: .*##' Makefile | sed -E 's/:.*##/\t/'
 
 # The stamps hold what is installed; serving never installs torch.
 $(VENV)/serve.stamp: pyproject.toml
@@ -55,6 +55,14 @@ train: $(VENV)/test.stamp        ## train both models (hours on a CPU) and write
 
 bench: $(VENV)/test.stamp service/statistics/observe.so  ## print the table of speeds
 	$(BIN)/python -m tests.benchmarks.overhead
+
+INT8 := .bench/int8/resnet50/1-int8
+$(INT8)/manifest.json: $(VENV)/test.stamp models/quantization.py models/artifacts/resnet50/1/manifest.json
+	rm -rf $(INT8)
+	$(BIN)/python -m models quantize resnet50 --output .bench/int8 $(if $(ARCHIVE_RESNET50),--data $(ARCHIVE_RESNET50))
+
+bench-int8: $(INT8)/manifest.json service/statistics/observe.so  ## quantize resnet50 and print how much faster it is (minutes)
+	$(BIN)/python -m tests.benchmarks.quantized models/artifacts/resnet50/1 $(INT8)
 
 # each peer gets an environment of its own under .bench; NORMSCOPE_CLINC150 and NORMSCOPE_IMAGENETTE name local data for real inputs
 bench-peers: $(VENV)/test.stamp service/statistics/observe.so  ## measure beside LitServe, BentoML, MLServer and Ray Serve, then overload (an hour; needs wrk)

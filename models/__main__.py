@@ -120,13 +120,13 @@ def _inspect(arguments: argparse.Namespace) -> None:
     if arguments.data is not None:
         _ablate(arguments)
         return
-    said: list[str] = []
     if arguments.artifact.is_file():
         model = read_graph(arguments.artifact)
         layers = [Layer.of(probe) for probe in find_probes(model)]
         said = remarks(model, sum(layer.kind != "residual_add" for layer in layers))
     else:
-        layers = load_artifact(arguments.artifact).manifest.layers
+        manifest = load_artifact(arguments.artifact).manifest
+        layers, said = manifest.layers, manifest.notes
     for remark in said:
         print(f"note: {remark}", file=sys.stderr)
     if arguments.json:
@@ -151,10 +151,10 @@ def _ablate(arguments: argparse.Namespace) -> None:
         return
     print(f"accuracy {report.accuracy:.4f} on {report.samples} samples of the evaluation data; without F(x) of a block:")
     width = max(len(block.layer) for block in report.blocks)
-    print(f"{'layer':{width}}  residual_ratio  accuracy   change")
+    print(f"{'layer':{width}}  residual_ratio  accuracy   change  surplus")
     for block in report.blocks:
-        change = block.accuracy - report.accuracy
-        print(f"{block.layer:{width}}  {block.residual_ratio:14.4f}  {block.accuracy:8.4f}  {change:+7.4f}")
+        change, surplus = block.accuracy - report.accuracy, "  yes" if block.surplus else ""
+        print(f"{block.layer:{width}}  {block.residual_ratio:14.4f}  {block.accuracy:8.4f}  {change:+7.4f}{surplus}")
 
 
 def _print_metrics(metrics: dict[str, float]) -> None:
@@ -201,7 +201,7 @@ def build_parser() -> argparse.ArgumentParser:
     importing.add_argument("--version", default="1", help="of the model; default 1")
     importing.add_argument("--labels", type=Path, help="file of the classes: one a line, or a JSON array")
     importing.add_argument("--preprocessing", type=Path, help="JSON file: how photos or texts become inputs; tokenizer beside it")
-    importing.add_argument("--mask", metavar="INPUT", help="input that is 1 at tokens, 0 at padding; default attention_mask")
+    importing.add_argument("--mask", metavar="INPUT", help="input that is 1 at tokens, 0 at padding; by default told by its name")
     importing.add_argument(
         "--extent", type=_extent, action="append", metavar="NAME=NUMBER", help="of a dynamic dimension, where none is guessed"
     )

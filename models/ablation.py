@@ -18,6 +18,7 @@ from onnx import helper, numpy_helper
 from models.artifact import Artifact, Layer
 from models.data.batch import Batch
 from models.evaluation import accuracy, evaluation_batches
+from models.instrument.graph_file import read_graph
 from models.instrument.shapes import infer_shapes
 from models.instrument.taps import add_taps, widen
 from models.statistics.layers import BatchReducer, RunOutputs, SideLayout
@@ -33,11 +34,13 @@ class BlockReport:
         layer: its name.
         residual_ratio: l2(F(x)) / l2(x), the mean over the samples where it is defined.
         accuracy: of the model without this block's F(x), 0..1.
+        surplus: whether its removal costs no accuracy on these samples.
     """
 
     layer: str
     residual_ratio: float
     accuracy: float
+    surplus: bool
 
 
 @dataclass(frozen=True)
@@ -66,8 +69,9 @@ def ablate(artifact: Artifact, archive: Path | None, samples: int | None) -> Abl
     batches = evaluation_batches(artifact, archive, samples)
     logits, labels, ratios = _run_all(artifact, adds, batches)
     order = sorted(range(len(adds)), key=lambda i: ratios[i])
-    blocks = (BlockReport(adds[i].layer, ratios[i], accuracy(logits[i + 1], labels)) for i in order)
-    return AblationReport(accuracy(logits[0], labels), len(labels), tuple(blocks))
+    whole, *without = (accuracy(each, labels) for each in logits)
+    blocks = (BlockReport(adds[i].layer, ratios[i], without[i], without[i] >= whole) for i in order)
+    return AblationReport(whole, len(labels), tuple(blocks))
 
 
 def _run_all(
@@ -75,7 +79,7 @@ def _run_all(
 ) -> tuple[list[NDArray[np.float32]], NDArray[np.int64], list[float]]:
     """Logits of the whole model and without each block, labels, and the mean residual_ratio of each block."""
     layout = SideLayout(adds)
-    model = onnx.load(artifact.model_path)
+    model = read_graph(artifact.model_path)
     values = infer_shapes(model, {}).graph
     types = {value.name: value.type.tensor_type.elem_type for value in (*values.input, *values.value_info)}
     switches = [_add_switch(model, layer, types.get(layer.tensors["residual"], onnx.TensorProto.FLOAT)) for layer in adds]
@@ -84,6 +88,7 @@ def _run_all(
     graph = add_taps(model, [widened.get(tap, tap) for tap in taps]).SerializeToString()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # it warns that switches are no constants
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(artifact.folder))
     session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     names = [spec.name for spec in artifact.manifest.inputs]
     output = artifact.manifest.outputs[artifact.manifest.scores_output or 0].name

@@ -31,7 +31,9 @@ def copy_model(path: Path, folder: Path) -> list[str]:
         model = onnx.load(path, load_external_data=False)
     except Exception as error:  # protobuf's exceptions share no base with OSError
         raise GraphFileError(f"{path} cannot be read as ONNX ({error}); give the file that an exporter wrote") from error
-    entries = [entry for tensor in _tensors([model.graph]) for entry in tensor.external_data if entry.key == "location"]
+    entries = [
+        entry for tensor in _tensors([model.graph, *model.functions]) for entry in tensor.external_data if entry.key == "location"
+    ]
     names: dict[str, str] = {}
     for location in dict.fromkeys(entry.value for entry in entries):
         source = _inside(path, location)
@@ -46,10 +48,11 @@ def copy_model(path: Path, folder: Path) -> list[str]:
     return [MODEL, *names.values()]
 
 
-def _tensors(graphs: Iterable[onnx.GraphProto]) -> Iterator[onnx.TensorProto]:
-    """All constants, also those in attributes and in subgraphs."""
+def _tensors(graphs: Iterable[onnx.GraphProto | onnx.FunctionProto]) -> Iterator[onnx.TensorProto]:
+    """All constants, also those in attributes, in subgraphs and in functions."""
     for graph in graphs:
-        yield from graph.initializer
+        if isinstance(graph, onnx.GraphProto):
+            yield from graph.initializer
         for node in graph.node:
             for attribute in node.attribute:
                 yield from (attribute.t, *attribute.tensors)

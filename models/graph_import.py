@@ -19,17 +19,19 @@ from models.artifact import CARD, MODEL, Artifact, DataType, Layer, Manifest, Pr
 from models.card import model_card
 from models.external_data import copy_model
 from models.instrument.graph import Dimension
-from models.instrument.graph_file import read_graph, remarks
+from models.instrument.graph_file import inlined, read_graph, remarks
 from models.instrument.probes import Probe, find_probes
 from models.instrument.skip_norms import expose_sums
 from models.preprocessing import ImagePreprocessing, TextPreprocessing
+from models.staging import staged
 from models.trial import Run, Trial, TrialSession, try_graph
 
 _DTYPES: Mapping[int, str] = {
     TensorProto.BOOL: "bool", TensorProto.FLOAT16: "float16", TensorProto.FLOAT: "float32", TensorProto.DOUBLE: "float64",
     TensorProto.STRING: "string",
 } | {getattr(TensorProto, name.upper()): name for name in get_args(DataType) if "int" in name}  # fmt: skip
-_DEFAULT_MASK = "attention_mask"
+_MASKS = ("attention_mask", "input_mask", "token_mask", "mask")  # 1 at tokens wherever they are found
+_UNCLEAR_MASKS = ("padding_mask", "key_padding_mask", "pad_mask")  # 1 at padding in torch, at tokens in Keras
 _NAMED = 5  # layers that a note names, of many
 _Preprocessing = Annotated[ImagePreprocessing | TextPreprocessing, Field(discriminator="kind")]
 
@@ -45,7 +47,7 @@ class ImportOptions:
     Attributes:
         labels: file of the labels: one a line, or a JSON array.
         preprocessing: file of an `ImagePreprocessing` or `TextPreprocessing` as JSON; the tokenizer lies beside it.
-        mask: input that is 1 at real tokens and 0 at padding.
+        mask: input that is 1 at real tokens and 0 at padding; None guesses it by its name, "" says that there is none.
         extents: of dynamic dimensions that fit the graph.
     """
 
@@ -64,19 +66,13 @@ def import_graph(path: Path, folder: Path, options: ImportOptions) -> Artifact:
         options: what is known of the model.
 
     Raises:
-        GraphImportError, GraphFileError, TrialError, ArtifactError: what is wrong, and what to do.
+        GraphImportError, GraphFileError, TrialError, ArtifactError, StagingError: what is wrong, and what to do.
     """
     if folder.exists():
         raise GraphImportError(f"{folder} exists already; choose another --version, or remove it")
-    working = folder.with_name(f".{folder.name}.partial")  # whoever watches the repository looks at no such name
-    shutil.rmtree(working, ignore_errors=True)
-    working.mkdir(parents=True)
-    try:
+    with staged(folder) as working:
         _write(path, working, folder, options)
         load_artifact(working)
-        working.rename(folder)
-    finally:
-        shutil.rmtree(working, ignore_errors=True)
     return load_artifact(folder)
 
 
@@ -88,7 +84,7 @@ def _write(path: Path, working: Path, folder: Path, options: ImportOptions) -> N
         files.append(_copy_tokenizer(options.preprocessing, preprocessing, working))
     labels = _read_labels(options.labels)
     inputs, outputs = _specs(model, _real_inputs(model)), _specs(model, list(model.graph.output))
-    mask = _choose_mask(options.mask, inputs)
+    mask, mask_notes = _choose_mask(options.mask, inputs)
     probes = find_probes(model)
     extents = dict(options.extents)
     if isinstance(preprocessing, ImagePreprocessing) and len(inputs[0].shape) == 4:
@@ -105,12 +101,12 @@ def _write(path: Path, working: Path, folder: Path, options: ImportOptions) -> N
         inputs=trial.inputs,
         outputs=_describe_outputs(outputs, trial, labels),
         batched=trial.batched,
-        mask=options.mask,
+        mask=mask,
         extents=trial.runs[0].extents,
         preprocessing=preprocessing,
         labels=labels,
         layers=layers,
-        notes=[*trial.notes, *remarks(model, norms), *notes],
+        notes=[*trial.notes, *mask_notes, *remarks(model, norms), *notes],
         training=Provenance(data="unknown", samples=None, selection_samples=None, seed=None, settings={"file": path.name}),
         metrics={},
         libraries={"onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__},
@@ -121,9 +117,10 @@ def _write(path: Path, working: Path, folder: Path, options: ImportOptions) -> N
 
 
 def _read(path: Path) -> onnx.ModelProto:
-    """The graph, which the file has too: with the sums that its operators hide."""
-    model = onnx.load(path, load_external_data=False)
-    if expose_sums(model):
+    """The graph, which the file has too: without calls of functions, and with the sums that its operators hide."""
+    given = onnx.load(path, load_external_data=False)
+    model = inlined(given)
+    if expose_sums(model) or model is not given:
         onnx.save(model, path)
     return read_graph(path)
 
@@ -219,14 +216,24 @@ def _covering(mask: str | None, seen: Sequence[tuple[int, ...]], trial: Trial) -
     return mask if len(seen[0]) > len(spec.shape) and lengths == wanted else None
 
 
-def _choose_mask(wanted: str | None, inputs: Sequence[TensorSpec]) -> str | None:
-    found = next((spec for spec in inputs if spec.name == (wanted or _DEFAULT_MASK)), None)
-    if found is not None and len(found.shape) == 2 and found.dtype != "string":
-        return found.name
+def _choose_mask(wanted: str | None, inputs: Sequence[TensorSpec]) -> tuple[str | None, list[str]]:
+    """The mask, and what people should know about it where it was guessed, or could not be."""
+    fitting = [spec.name for spec in inputs if len(spec.shape) == 2 and spec.dtype != "string"]
+    if wanted:
+        if wanted not in fitting:
+            given = ", ".join(f"{spec.name} {spec.shape}" for spec in inputs)
+            raise GraphImportError(f"the mask {wanted} is no input of (batch, length); the inputs are {given}")
+        return wanted, []
     if wanted is not None:
-        given = ", ".join(f"{spec.name} {spec.shape}" for spec in inputs)
-        raise GraphImportError(f"the mask {wanted} is no input of (batch, length); the inputs are {given}")
-    return None
+        return None, []
+    if found := next((name for name in _MASKS if name in fitting), None):
+        note = f"{found} is taken for the mask, 1 at tokens and 0 at padding; name another by --mask INPUT, or none by --mask ''"
+        return found, [] if found == _MASKS[0] else [note]
+    return None, [
+        f"{name} may be 1 at tokens or at padding: padding is counted; say that it is 1 at tokens by --mask {name}"
+        for name in _UNCLEAR_MASKS
+        if name in fitting
+    ]
 
 
 def _read_labels(path: Path | None) -> list[str]:

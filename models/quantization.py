@@ -11,12 +11,10 @@ Rules:
 """
 
 import logging
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -31,6 +29,7 @@ from models.data import imagenette
 from models.evaluation import evaluate
 from models.instrument.probes import find_probes
 from models.preprocessing import ImagePreprocessing
+from models.staging import require_temporary_files, staged
 
 SUFFIX = "-int8"
 _SEED = 0
@@ -66,15 +65,15 @@ def quantize(artifact: Artifact, folder: Path, archive: Path | None, options: Qu
 
     Raises:
         QuantizationError: no photo model, or the accuracy falls by more than is allowed.
+        StagingError: the folder, or temporary files, cannot be written.
     """
     preprocessing = artifact.manifest.preprocessing
     if not isinstance(preprocessing, ImagePreprocessing):
         raise QuantizationError(f"{artifact.manifest.name} takes no photos; only photo models can be calibrated")
     if folder.exists():
         raise QuantizationError(f"{folder} exists already; remove it, or name another place by --output")
-    with TemporaryDirectory() as temporary:
-        working = Path(temporary) / folder.parent.name / folder.name
-        working.mkdir(parents=True)
+    require_temporary_files()  # ONNX Runtime writes some
+    with staged(folder) as working:
         _quantize_graph(artifact, working / MODEL, _calibration_batches(preprocessing, archive, options.photos))
         made = write_manifest(working, _manifest(artifact, working / MODEL, folder.name, options), [MODEL])
         measured = made.manifest.model_copy(update={"metrics": evaluate(made, archive)})
@@ -86,8 +85,6 @@ def quantize(artifact: Artifact, folder: Path, archive: Path | None, options: Qu
             )
         (working / CARD).write_text(model_card(measured), encoding="utf-8")
         write_manifest(working, measured, [MODEL, CARD])
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(working, folder)
     return Artifact(folder, measured)
 
 

@@ -7,6 +7,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+_GRAPH_TYPES = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
 _MAX_COMPUTED = 1 << 16  # elements of an operand that is worth computing with: axes, exponents, parameters of a norm
 
 Dimension = int | str | None
@@ -21,13 +22,35 @@ def attribute(node: onnx.NodeProto, name: str, default: object = None) -> object
     return default
 
 
+def subgraphs(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    """The graphs inside a node: branches of If, bodies of Loop and Scan."""
+    held = [candidate for candidate in node.attribute if candidate.type in _GRAPH_TYPES]
+    return [graph for candidate in held for graph in ([candidate.g] if candidate.HasField("g") else candidate.graphs)]
+
+
 def value_inputs(node: onnx.NodeProto) -> list[str]:
-    """The inputs that a node computes values from; of CastLike only the first, the other merely tells a type."""
-    return [name for name in (node.input[:1] if node.op_type == "CastLike" else node.input) if name]
+    """What a node computes values from: its inputs, and the tensors from outside that its subgraphs read.
+
+    Of CastLike only the first input: the other merely tells a type.
+    """
+    inputs = [name for name in (node.input[:1] if node.op_type == "CastLike" else node.input) if name]
+    return [*inputs, *(name for graph in subgraphs(node) for name in _captured(graph))]
+
+
+def _captured(graph: onnx.GraphProto) -> list[str]:
+    """The tensors that a subgraph, or one inside it, reads and does not make: those of the graphs around it."""
+    own = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
+    own |= {tensor.values.name for tensor in graph.sparse_initializer}
+    own |= {name for node in graph.node for name in node.output}
+    read = [name for node in graph.node for name in value_inputs(node)] + [value.name for value in graph.output]
+    return [name for name in dict.fromkeys(read) if name not in own]
 
 
 class Graph:
-    """Read-only lookups on the main graph of a model; subgraphs (If, Loop) are not entered."""
+    """Read-only lookups on the main graph of a model.
+
+    Subgraphs (If, Loop) are not entered, but what they read from outside counts as read by their node.
+    """
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self.nodes: Sequence[onnx.NodeProto] = list(model.graph.node)
@@ -36,7 +59,7 @@ class Graph:
         self._producers = {name: node for node in self.nodes for name in node.output if name}
         self._readers: dict[str, list[onnx.NodeProto]] = {}
         for node in self.nodes:
-            for name in dict.fromkeys(node.input):
+            for name in dict.fromkeys((*node.input, *value_inputs(node))):
                 self._readers.setdefault(name, []).append(node)
         self._opsets = {opset.domain: opset.version for opset in model.opset_import}
         self._constant: dict[str, bool] = {}
@@ -48,7 +71,7 @@ class Graph:
         return self._producers.get(tensor)
 
     def readers(self, tensor: str) -> Sequence[onnx.NodeProto]:
-        """The nodes that take a tensor as input, in the order of execution."""
+        """The nodes that read a tensor, be it inside them, in the order of execution."""
         return self._readers.get(tensor, ())
 
     def position(self, node: onnx.NodeProto) -> int:

@@ -1,12 +1,13 @@
 """Finds the normalizations of a graph: an operator table in, one `Norm` for each node out.
 
 Rules:
-    1. BatchNormalization (inference form: one output), LayerNormalization, GroupNormalization, InstanceNormalization,
-       RMSNormalization and ONNX Runtime's SimplifiedLayerNormalization, which is the same, are normalizations; gamma, beta and
-       epsilon are theirs.
+    1. BatchNormalization, LayerNormalization, GroupNormalization, InstanceNormalization, RMSNormalization and ONNX Runtime's
+       SimplifiedLayerNormalization, which is the same, are normalizations; gamma, beta and epsilon are theirs.
     2. The channel axis is 1, except for layer and RMS normalizations, where it is the last axis.
     3. A normalization folded into a convolution leaves no node and is not guessed.
-    4. ONNX Runtime's SkipLayerNormalization and SkipSimplifiedLayerNormalization normalize the sum that is their fourth output.
+    4. BatchNormalization in its training form, with `training_mode` or the moments as further outputs, normalizes by the batch, not
+       by constants of each channel: it is left out.
+    5. ONNX Runtime's SkipLayerNormalization and SkipSimplifiedLayerNormalization normalize the sum that is their fourth output.
 """
 
 from dataclasses import dataclass
@@ -68,7 +69,13 @@ class Norm:
 
 def find_norms(graph: Graph) -> list[Norm]:
     """All normalizations, in the order of execution."""
-    return [_norm(graph, node, OPERATORS[node.op_type]) for node in graph.nodes if node.op_type in OPERATORS]
+    found = (node for node in graph.nodes if node.op_type in OPERATORS and not is_in_training(node))
+    return [_norm(graph, node, OPERATORS[node.op_type]) for node in found]
+
+
+def is_in_training(node: onnx.NodeProto) -> bool:
+    """Rule 4."""
+    return node.op_type == "BatchNormalization" and (bool(attribute(node, "training_mode", 0)) or any(node.output[1:]))
 
 
 def _norm(graph: Graph, node: onnx.NodeProto, operator: Operator) -> Norm:

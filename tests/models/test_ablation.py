@@ -87,6 +87,9 @@ def test_blocks_are_ranked_and_removed_one_by_one(artifact: Artifact, archive: P
         assert block.residual_ratio == pytest.approx(ratios[block.layer], rel=1e-4)
         assert block.accuracy == pytest.approx(by_numpy(archive, block.layer)[0])
     assert report.blocks[0].accuracy == report.accuracy
+    assert [block.surplus for block in report.blocks] == [block.accuracy >= accuracy for block in report.blocks]
+    assert report.blocks[0].surplus
+    assert not report.blocks[2].surplus
     assert len({block.accuracy for block in report.blocks}) > 1
 
 
@@ -97,8 +100,17 @@ def test_the_command(artifact: Artifact, archive: Path, capsys: pytest.CaptureFi
     lines = capsys.readouterr().out.splitlines()
     assert "on 40 samples" in lines[0]
     assert [line.split()[0] for line in lines[2:]] == ["zero", "small", "large"]
+    assert [line.split()[-1] for line in lines[1:3]] == ["surplus", "yes"]
+    assert lines[4].split()[-1] != "yes"
     main([*command, "--json", "--samples", "7"])
     assert json.loads(capsys.readouterr().out)["samples"] == 7
+
+
+def test_weights_in_a_file_of_their_own(artifact: Artifact, archive: Path, tmp_path: Path) -> None:
+    """They are left there, so that a model may be larger than what protobuf can hold; the report is the same."""
+    model = onnx.load(artifact.model_path)
+    onnx.save(model, tmp_path / "model.onnx", save_as_external_data=True, location="weights.bin", size_threshold=0)
+    assert ablate(Artifact(tmp_path, artifact.manifest), archive, None) == ablate(artifact, archive, None)
 
 
 def test_what_has_no_blocks_is_told(artifact: Artifact, archive: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
@@ -18,6 +19,7 @@ from models.instrument.graph_file import GraphFileError
 from models.trial import TrialError
 from tests import graphs
 from tests.graphs import WIDTH, save
+from tests.models.instrument.test_graph_file import functions
 from tests.models.instrument.test_skip_norms import skip_norm
 from tests.networks import small_tokenizer
 
@@ -111,6 +113,37 @@ def test_a_mask_of_any_name(tmp_path: Path) -> None:
         import_model(graphs.masked(), tmp_path / "third", ImportOptions(mask="table"))
 
 
+@pytest.mark.parametrize("name", ["attention_mask", "input_mask", "token_mask", "mask"])
+def test_a_mask_is_known_by_its_name(name: str, tmp_path: Path) -> None:
+    """Names that mean 1 at tokens are taken, which the manifest notes unless it is the usual one; `--mask ''` takes none."""
+    manifest = import_model(graphs.masked(name), tmp_path)
+    assert (manifest.mask, [layer.mask for layer in manifest.layers]) == (name, [name])
+    assert [note.split(" ")[0] for note in manifest.notes] == ([] if name == "attention_mask" else [name])
+    (tmp_path / "other").mkdir()
+    manifest = import_model(graphs.masked(name), tmp_path / "other", ImportOptions(mask=""))
+    assert (manifest.mask, [layer.mask for layer in manifest.layers], manifest.notes) == (None, [None], [])
+
+
+@pytest.mark.parametrize("name", ["padding_mask", "key_padding_mask", "pad_mask"])
+def test_a_mask_that_may_mean_either_is_not_guessed(name: str, tmp_path: Path) -> None:
+    """It is 1 at padding in some frameworks, at tokens in others: nothing is masked, and a note tells how."""
+    manifest = import_model(graphs.masked(name), tmp_path)
+    assert (manifest.mask, [layer.mask for layer in manifest.layers]) == (None, [None])
+    assert manifest.notes == [
+        f"{name} may be 1 at tokens or at padding: padding is counted; say that it is 1 at tokens by --mask {name}"
+    ]
+
+
+def test_a_mask_of_another_shape_is_none(tmp_path: Path) -> None:
+    """An input called mask that is not (batch, length) is left alone."""
+    nodes = [helper.make_node("Mul", ["x", "mask"], ["y"])]
+    shape: list[int | str] = ["n", "length", WIDTH]
+    inputs: dict[str, tuple[int, graphs.Shape]] = dict.fromkeys(("x", "mask"), (TensorProto.FLOAT, shape))
+    manifest = import_model(graphs.graph_of(nodes, inputs, {"y": (TensorProto.FLOAT, shape)}), tmp_path)
+    assert manifest.mask is None
+    assert not any("mask" in note for note in manifest.notes)
+
+
 def test_sums_inside_fused_operators_are_exposed(tmp_path: Path) -> None:
     """The artifact's graph has the tensors that its layers name."""
     manifest = import_model(skip_norm("SkipLayerNormalization", bias=True), tmp_path)
@@ -118,6 +151,19 @@ def test_sums_inside_fused_operators_are_exposed(tmp_path: Path) -> None:
     model = onnx.load(tmp_path / "repository" / "given" / "1" / MODEL)
     made = {name for node in model.graph.node for name in node.output} | {"x"}
     assert {tensor for layer in manifest.layers for tensor in layer.tensors.values()} <= made
+
+
+def test_functions_are_written_out(tmp_path: Path) -> None:
+    """The artifact's graph has the nodes of the model's functions, under the names that its layers have, and the same answers."""
+    manifest = import_model(functions(), tmp_path)
+    assert [layer.kind for layer in manifest.layers] == ["residual_add", "layer_norm"] * 2
+    assert manifest.notes == []
+    model = onnx.load(tmp_path / "repository" / "given" / "1" / MODEL)
+    assert not model.functions
+    x = np.random.default_rng(0).standard_normal((3, WIDTH)).astype(np.float32)
+    sessions = (onnxruntime.InferenceSession(each.SerializeToString()) for each in (functions(), model))
+    given, written_out = (session.run(["y"], {"x": x})[0] for session in sessions)
+    np.testing.assert_allclose(written_out, given, rtol=1e-6)
 
 
 def test_every_type_of_the_protocol(tmp_path: Path) -> None:
@@ -237,6 +283,13 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         main(["import", str(path), "--name", "../block"])
     with pytest.raises(SystemExit, match="give the ONNX file"):
         main(["import", "--name", "block"])
+
+
+def test_a_repository_that_cannot_be_written(tmp_path: Path) -> None:
+    """The message names the folder and the option."""
+    path = save(graphs.block(), tmp_path / "block.onnx")
+    with pytest.raises(SystemExit, match=r"block\.onnx/block/1 cannot be written .*--output"):
+        main(["import", str(path), "--name", "block", "--output", str(path)])
 
 
 def test_import_needs_no_torch(tmp_path: Path) -> None:

@@ -1,5 +1,8 @@
 """8 bits for a photo model: the residual adds are still seen, what is missing is said, and accuracy decides."""
 
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -120,7 +123,36 @@ def test_too_much_loss_is_refused(artifact: Artifact, archive: Path, tmp_path: P
     """Nothing is written where the accuracy falls by more than is allowed."""
     with pytest.raises(QuantizationError, match=r"the accuracy falls from .* --max-loss"):
         quantize(artifact, tmp_path / "photos" / "1-int8", archive, QuantizationOptions(photos=16, max_loss=-1))
-    assert list(tmp_path.iterdir()) == []
+    assert list((tmp_path / "photos").iterdir()) == []
+
+
+def test_places_that_cannot_be_written(artifact: Artifact, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before any work: the folder is named with --output, and missing temporary files with TMPDIR."""
+    (tmp_path / "file").write_text("")
+    command = ["quantize", str(artifact.folder), "--data", str(archive), "--output", str(tmp_path / "file")]
+    with pytest.raises(SystemExit, match=r"file/photos/1-int8 cannot be written .*--output"):
+        main(command)
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    for name in ("TMPDIR", "TEMP", "TMP"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(tmp_path / "file")])
+    with pytest.raises(SystemExit, match=r"no folder for temporary files .*TMPDIR .*--tmpfs /tmp"):
+        main(command)
+
+
+def test_quantize_and_inspect_need_no_torch(artifact: Artifact, archive: Path, tmp_path: Path) -> None:
+    """They run where only what serving needs is installed, and write in the given place alone."""
+    quantize_it = ["quantize", str(artifact.folder), "--data", str(archive), "--photos", "16", "--max-loss", "1"]
+    quantize_it += ["--output", str(tmp_path)]
+    inspect_it = ["inspect", str(tmp_path / "photos" / "1-int8")]
+    code = (
+        f"import sys; from models.__main__ import main; main({quantize_it}); main({inspect_it}); "
+        f"main({[*inspect_it, '--data', str(archive)]}); "
+        "print(sorted({'torch', 'onnxscript', 'onnx_ir', 'tqdm'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "block.add" in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 def test_the_command(artifact: Artifact, archive: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from models.instrument.graph import Graph
+from models.instrument.graph_file import remarks
 from models.instrument.naming import module_path
 from models.instrument.norms import find_norms
 from models.instrument.probes import find_probes
@@ -72,6 +73,19 @@ def test_every_normalization_operator_is_found(operator: str, kind: str, extra: 
 def test_folded_batch_norm_is_not_guessed() -> None:
     """Rule 3 of norms: a convolution with a bias has no norm."""
     assert find_norms(Graph(graph_of([node("Conv", "x w b", "y")], {"w": (4, 4, 1, 1), "b": (4,)}))) == []
+
+
+@pytest.mark.parametrize("attributes", [{}, {"training_mode": 1}])
+def test_batch_norm_in_training_is_no_probe(attributes: dict[str, object]) -> None:
+    """Rule 4 of norms: with training_mode, or with further outputs as before opset 14, it normalizes by the batch; that is said."""
+    batch_norm = node("BatchNormalization", "x g b m v", "n", **attributes)
+    if not attributes:
+        batch_norm.output.extend(["mean", "var"])
+    model = graph_of([batch_norm, node("LayerNormalization", "n w8 w8", "y", axis=-1)], dict.fromkeys("gbmv", (4,)) | {"w8": (8,)})
+    assert [probe.kind for probe in find_probes(model)] == ["layer_norm"]
+    (said,) = remarks(model, norms=1)
+    assert "1 BatchNormalization take mean and variance of the batch" in said
+    assert remarks(model, norms=0) == [said]
 
 
 _CONV: dict[str, tuple[int, ...]] = {"w": (4, 4, 1, 1), "w2": (4, 4, 1, 1), "w3": (4, 4, 1, 1)}

@@ -1,0 +1,47 @@
+"""A folder that appears whole or not at all: written under a hidden name beside the place where it is to be."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class StagingError(ValueError):
+    """The folder cannot be written; the message says where one can be."""
+
+
+@contextmanager
+def staged(folder: Path) -> Iterator[Path]:
+    """A new folder to write into, which becomes `folder` at the end; if that fails, nothing is left of it.
+
+    Raises:
+        StagingError: the place cannot be written; so it is known before any work is done.
+    """
+    working = folder.with_name(f".{folder.name}.partial")  # whoever watches the repository looks at no such name
+    shutil.rmtree(working, ignore_errors=True)
+    try:
+        working.mkdir(parents=True)
+    except OSError as error:
+        raise StagingError(
+            f"{folder} cannot be written ({error.strerror}); name a model repository that you may write by --output"
+        ) from error
+    try:
+        yield working
+        working.rename(folder)
+    finally:
+        shutil.rmtree(working, ignore_errors=True)
+
+
+def require_temporary_files() -> None:
+    """Makes sure that temporary files can be written.
+
+    Raises:
+        StagingError: nowhere, as in a container with a read-only root.
+    """
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError as error:
+        raise StagingError(
+            "no folder for temporary files can be written; name one by TMPDIR (in a container: docker run --tmpfs /tmp)"
+        ) from error
