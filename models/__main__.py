@@ -1,4 +1,4 @@
-"""The command line that builds models: `python -m models train|evaluate|export|import|quantize|inspect`.
+"""The command line that builds models: `python -m models train|evaluate|export|import|quantize|reference|inspect`.
 
 Only what a command needs is imported: all but `train`, `export` and `import --torchvision` run without torch.
 """
@@ -95,6 +95,15 @@ def _quantize(arguments: argparse.Namespace) -> None:
         print(f"note: {note}", file=sys.stderr)
     print(f"wrote {folder}: {len(made.layers)} of {len(artifact.manifest.layers)} layers")
     _print_metrics(made.metrics)
+
+
+def _reference(arguments: argparse.Namespace) -> None:
+    from models.artifact import REFERENCE, load_artifact
+    from models.reference import add_reference
+
+    folder = _artifact_folder(arguments.artifact)
+    artifact = add_reference(load_artifact(folder), arguments.data)
+    print(f"wrote {folder / REFERENCE}: {artifact.manifest.reference_samples} samples")
 
 
 def _artifact_folder(text: str) -> Path:
@@ -213,6 +222,14 @@ def build_parser() -> argparse.ArgumentParser:
     quantize.add_argument("--max-loss", type=float, default=0.005, help="of accuracy that is accepted, 0..1; default 0.005")
     quantize.add_argument("--output", type=Path, help="model repository; default that of the artifact")
     quantize.set_defaults(action=_quantize)
+
+    reference = commands.add_parser(
+        "reference",
+        help="store in an artifact what its layers look like for data like those of training; traffic is compared with it",
+    )
+    reference.add_argument("artifact", help="resnet50, encoder, or a folder NAME/VERSION")
+    reference.add_argument("--data", type=Path, help="local archive of the data set; without it the official one is downloaded")
+    reference.set_defaults(action=_reference)
 
     inspect = commands.add_parser("inspect", help="print the probes of an artifact, or of any ONNX model")
     inspect.add_argument("artifact", type=Path, help="folder NAME/VERSION, or an ONNX file", metavar="ARTIFACT|MODEL.ONNX")

@@ -4,6 +4,7 @@
     NAME/VERSION/model.onnx
     NAME/VERSION/tokenizer.json   text models
     NAME/VERSION/*                weights that the model keeps in files of their own
+    NAME/VERSION/reference.npz    what its layers looked like for data like those of training (`models/statistics/reference.py`)
     NAME/VERSION/README.md        the model card
 
 It must not know torch or HTTP.
@@ -27,6 +28,7 @@ from models.preprocessing import ImagePreprocessing, TextPreprocessing
 MANIFEST = "manifest.json"
 MODEL = "model.onnx"
 CARD = "README.md"
+REFERENCE = "reference.npz"
 
 _PLAIN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 _MAX_NAME_LENGTH = 100
@@ -149,6 +151,9 @@ class Manifest(_Contract):
     layers: list[Layer]
     notes: list[str] = Field(default=[], description="what cannot be seen inside the model, and why")
     training: Provenance
+    reference_samples: int = Field(
+        default=0, description="number of samples, never trained on, whose statistics the reference holds; 0 without one"
+    )
     metrics: dict[str, float] = Field(description="measured on the exported model; accuracies in 0..1")
     libraries: dict[str, str] = Field(description="versions that made the artifact")
     files: dict[PlainName, str] = Field(description="file -> SHA-256")

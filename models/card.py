@@ -17,6 +17,7 @@ def model_card(manifest: Manifest) -> str:
     kinds = {layer.kind: sum(other.kind == layer.kind for other in manifest.layers) for layer in manifest.layers}
     probes = ", ".join(f"{count} {kind}" for kind, count in kinds.items()) or "none"
     samples = manifest.training.samples
+    reference = f"- Reference: the statistics of {manifest.reference_samples} of these\n" if manifest.reference_samples else ""
     notes = "".join(f"- {note}\n" for note in manifest.notes)
     return f"""# {manifest.name} {manifest.version}
 
@@ -25,7 +26,7 @@ def model_card(manifest: Manifest) -> str:
 - Task: {manifest.task}, {len(manifest.labels) or "no"} labels
 - Training data: {manifest.training.data}
 - Trained on {samples if samples is not None else "unknown"} samples, {manifest.training.selection_samples or 0} kept for choices
-- Probes: {probes}
+{reference}- Probes: {probes}
 {notes}
 ## Measured on the evaluation data
 

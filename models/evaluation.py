@@ -71,20 +71,36 @@ def evaluation_batches(artifact: Artifact, archive: Path | None = None, count: i
         DownloadError: the official archive cannot be fetched.
         ValueError: the archive is not in the official layout, or its classes are not the model's.
     """
+    return _batches(artifact, "val", "test", _BATCH_SIZE, archive, count)
+
+
+def selection_batches(artifact: Artifact, batch_size: int, archive: Path | None = None) -> Iterator[Batch]:
+    """The part of the training data that was kept for selection, never trained on; raises as `evaluation_batches`."""
+    return _batches(artifact, "selection", "val", batch_size, archive)
+
+
+def _batches(
+    artifact: Artifact,
+    photos: imagenette.Split,
+    texts: clinc150.Split,
+    batch_size: int,
+    archive: Path | None,
+    count: int | None = None,
+) -> Iterator[Batch]:
     name, labels, preprocessing = artifact.manifest.name, artifact.manifest.labels, artifact.manifest.preprocessing
     if preprocessing is None:
         raise ValueError(f"{name} takes tensors only; only models of photos and texts can be evaluated")
     if isinstance(preprocessing, ImagePreprocessing):
         if labels != list(imagenette.CLASSES.values()):
             raise ValueError(f"{name} does not have the labels of Imagenette; only such models can be evaluated")
-        files = imagenette.read_split("val", archive)
-        return imagenette.served_batches([files[i] for i in _some(len(files), count)], preprocessing, _BATCH_SIZE)
-    queries = _tokenize(artifact, preprocessing, "test", archive)
+        files = imagenette.read_split(photos, archive)
+        return imagenette.served_batches([files[i] for i in _some(len(files), count)], preprocessing, batch_size)
+    queries = _tokenize(artifact, preprocessing, texts, archive)
     if (queries.labels < 0).any():
         raise ValueError(f"{name} does not have the labels of CLINC150; only such models can be evaluated")
     chosen = _some(len(queries), count)
     kept = clinc150.TokenizedQueries([queries.rows[i] for i in chosen], queries.labels[chosen])
-    return clinc150.evaluation_batches(kept, _BATCH_SIZE)
+    return clinc150.evaluation_batches(kept, batch_size)
 
 
 def _some(n: int, count: int | None) -> list[int]:

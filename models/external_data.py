@@ -9,11 +9,11 @@ from pathlib import Path
 
 import onnx
 
-from models.artifact import CARD, MANIFEST, MODEL, is_plain_name
+from models.artifact import CARD, MANIFEST, MODEL, REFERENCE, is_plain_name
 from models.external_tensors import external_locations
 from models.instrument.graph_file import GraphFileError
 
-_TAKEN = {MODEL, MANIFEST, CARD, "tokenizer.json"}
+_TAKEN = {MODEL, MANIFEST, CARD, REFERENCE, "tokenizer.json"}
 
 
 def copy_model(path: Path, folder: Path) -> list[str]:

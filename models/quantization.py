@@ -163,6 +163,7 @@ def _manifest(artifact: Artifact, path: Path, version: str, options: Quantizatio
             "layers": layers,
             "notes": [*manifest.notes, *_notes(missing)],
             "metrics": {},
+            "reference_samples": 0,  # its own layers look different
             "libraries": manifest.libraries | {"onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__},
             "training": manifest.training.model_copy(
                 update={"settings": manifest.training.settings | {"int8": {"calibration_photos": options.photos, "seed": _SEED}}}

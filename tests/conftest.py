@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import hypothesis
 import pytest
 from fastapi import FastAPI
 
@@ -17,6 +18,10 @@ from service.app import create_app
 from service.server import Server
 from service.settings import Settings
 from tests.networks import write_small_repository
+
+# a busy machine makes no property false
+hypothesis.settings.register_profile("normscope", deadline=None)
+hypothesis.settings.load_profile("normscope")
 
 SHIPPED = Path(__file__).parent.parent / "models" / "artifacts"
 

@@ -44,6 +44,7 @@ def test_service_never_imports_torch() -> None:
         "graph_import",
         "quantization",
         "ablation",
+        "reference",
     ],
 )
 def test_what_needs_no_training_imports_no_torch(command: str) -> None:

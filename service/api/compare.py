@@ -1,10 +1,12 @@
 """GET /v1/models/{model}/statistics/compare: two stretches of time beside each other, what differs most first."""
 
 import time
-from typing import Annotated, Any
+from dataclasses import dataclass
+from typing import Annotated, Any, Self
 
 import numpy as np
 from fastapi import APIRouter, Query, Request, Response
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from models.statistics.moments import Floats, Moments
@@ -19,6 +21,8 @@ from service.errors import InvalidRequestError, UnknownReferenceError
 from service.state import State
 from service.statistics.comparison import Comparison, compare
 from service.statistics.history import Period
+from service.statistics.sketches import Sketches
+from service.statistics.window import single_values
 
 router = APIRouter(prefix="/v1/models", tags=["statistics"])
 
@@ -33,7 +37,9 @@ class CompareQuery(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     a: str = Field(max_length=130, description=f"what is compared: {_WINDOW_HELP}")
-    b: str = Field(max_length=130, description="with what, likewise, or `reference`: what the model saw when it was made")
+    b: str = Field(
+        max_length=130, description="with what, likewise, or `reference`: data like those of training, stored with the model"
+    )
     layers: str = Field(default="*", max_length=MAX_PATTERN_LENGTH, description=LAYERS_HELP)
     side: Side = None
     version: str | None = Field(default=None, description="of the model; the newest where it is not given")
@@ -44,31 +50,59 @@ def compare_statistics(request: Request, model: str, query: Annotated[CompareQue
     """How the values of single requests differ between two stretches of time: one entry for each layer, side and statistic."""
     state = State.of(request)
     served = state.repository.get(model, query.version)
-    if query.b == _REFERENCE:
+    if query.b == _REFERENCE and served.reference is None:
         raise UnknownReferenceError(
             f"{model} has no reference",
             value=_REFERENCE,
             limit=_WINDOW_HELP,
-            remedy="compare with an earlier window, such as -2h..-1h",
+            remedy="make one with `python -m models reference` and load the model again, or compare with a window: -2h..-1h",
         )
     choice = Choice.of(served.manifest, query.layers, query.side)
+    quantities = choice.quantities(served.traffic.series)
     now = time.time()
-    ranges = {name: _parse_window(text, now, name) for name, text in (("a", query.a), ("b", query.b))}
-    periods = {name: state.statistics.history.read(served.traffic, *each, sketches=True) for name, each in ranges.items()}
-    a, b = periods["a"], periods["b"]
-    quantities = choice.quantities(a.series)
-    measured = compare(
-        _chosen(a.total().values, quantities), _chosen(b.total().values, quantities), a.sketches(quantities), b.sketches(quantities)
-    )
+
+    def read(text: str, name: str) -> _Compared:
+        since, until = _parse_window(text, now, name)
+        period = state.statistics.history.read(served.traffic, since, until, sketches=True)
+        return _Compared.of_period(period, quantities, (since, until))
+
+    a = read(query.a, "a")
+    if query.b == _REFERENCE and served.reference is not None:
+        b = _Compared.of_values(served.reference.values[:, quantities])
+    else:
+        b = read(query.b, "b")
+    measured = compare(a.values, b.values, a.sketches, b.sketches)
     return json_answer(
         {
             "model": served.manifest.name,
             "version": served.manifest.version,
-            "a": _described(a, ranges["a"]),
-            "b": _described(b, ranges["b"]),
+            "a": a.described,
+            "b": b.described,
             "differences": _sorted(choice.names(), measured),
         }
     )
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """The chosen quantities of one side, and how the answer tells of it."""
+
+    values: Moments
+    sketches: Sketches
+    described: dict[str, Any]
+
+    @classmethod
+    def of_period(cls, period: Period, quantities: list[int], ends: tuple[float, float]) -> Self:
+        values = period.total().values
+        chosen = Moments(*(column[quantities] for column in vars(values).values()))
+        return cls(chosen, period.sketches(quantities), _described(period, ends))
+
+    @classmethod
+    def of_values(cls, values: NDArray[np.float32]) -> Self:
+        """Of the samples of a reference, (n, quantities)."""
+        sketches = Sketches(values.shape[1])
+        sketches.update(values.astype(np.float64))
+        return cls(single_values(values.astype(np.float64)).pool(axis=0), sketches, {"reference": True, "samples": len(values)})
 
 
 def _parse_window(text: str, now: float, name: str) -> tuple[float, float]:
@@ -78,10 +112,6 @@ def _parse_window(text: str, now: float, name: str) -> tuple[float, float]:
             f"{name}: {text!r} is no stretch of time", value=text, limit=_WINDOW_HELP, remedy="write -2h..-1h"
         )
     return parse_range(since, until, now, name)
-
-
-def _chosen(values: Moments, quantities: list[int]) -> Moments:
-    return Moments(*(column[quantities] for column in vars(values).values()))
 
 
 def _described(period: Period, ends: tuple[float, float]) -> dict[str, Any]:

@@ -68,6 +68,7 @@ _CARD: dict[str, Any] = {
     "preprocessing": {"kind": "text", "tokenizer": "tokenizer.json", "max_length": 64},
     "labels": ["balance", "weather"],
     "notes": [],
+    "reference_samples": 3000,
     "metrics": {"accuracy": 0.92},
     "training": {
         "data": "CLINC150",
@@ -254,6 +255,7 @@ class ModelCard(BaseModel):
     preprocessing: ImagePreprocessing | TextPreprocessing | None = Field(description="null where the model takes tensors only")
     labels: list[str]
     notes: list[str] = Field(description="what cannot be seen inside the model, and why")
+    reference_samples: int = Field(description="number of samples that its reference holds; 0 without one")
     metrics: dict[str, float]
     training: Provenance
     libraries: dict[str, str]

@@ -9,12 +9,13 @@ from numpy.typing import NDArray
 
 from models.artifact import Layer, Manifest
 from models.statistics.moments import Floats
+from models.statistics.request_values import ADD_VALUES
 from service.api.layers import choose_layers
 from service.api.timerange import iso
 from service.errors import InvalidRequestError, TooManyValuesError
 from service.statistics.columns import side_columns, value_columns
 from service.statistics.history import Period, quantiles_by
-from service.statistics.series import ADD_VALUES, Series
+from service.statistics.series import Series
 from service.statistics.window import WindowMoments
 
 _PER_SIDE = {"request_mean": "mean", "request_std": "std", "l2": "l2"}

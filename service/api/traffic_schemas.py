@@ -158,6 +158,15 @@ class ComparedPeriod(BaseModel):
     sampled: int
 
 
+class ComparedReference(BaseModel):
+    """The reference of the model as one side of a comparison."""
+
+    model_config = _like({"reference": True, "samples": 1000})
+
+    reference: Literal[True]
+    samples: int = Field(description="number of samples in it")
+
+
 class Difference(BaseModel):
     """One statistic of single inputs in a and in b; null where there are too few."""
 
@@ -187,5 +196,5 @@ class ComparisonAnswer(BaseModel):
     model: str
     version: str
     a: ComparedPeriod
-    b: ComparedPeriod
+    b: ComparedPeriod | ComparedReference
     differences: list[Difference]

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 
 from models.artifact import Artifact, Manifest
 from models.statistics.layers import BatchReducer, RunOutputs, SideLayout
+from models.statistics.reference import Reference
 from service.engine.batching import Batch, Batcher, BatchLimits, BatchResult, fail
 from service.engine.calls import Call, Job, Outcome, outcomes_of
+from service.engine.changes import moments_of_layers
 from service.engine.counters import Counters
 from service.engine.graph import prepare
 from service.engine.inputs import InputReader, Item, TensorInput
@@ -58,6 +60,7 @@ class ServedModel:
         """
         self.manifest = artifact.manifest
         self.layout = SideLayout(tuple(self.manifest.layers))
+        self.reference = Reference.load(artifact, self.layout)
         self.traffic = traffic_of(self.manifest, self.layout)
         self.counters = Counters()
         self._settings = settings
@@ -83,7 +86,8 @@ class ServedModel:
             if all_counted
             else Batcher(f"{name}-plain", self._reader, self._run_quick, self.counters, limits, runs_at_once)
         )
-        self.interior = Interior(artifact, self._reader, settings)
+        moments = moments_of_layers(self.layout, self.reference.mean, self.reference.var) if self.reference else {}
+        self.interior = Interior(artifact, self._reader, settings, moments)
         self._places = threading.Condition()
         self._in_hand = 0
         self._closed = False

@@ -5,11 +5,11 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Table, and_, delete, func, select
 
+from models.statistics.request_values import value_count
 from service.statistics.channels import ChannelMoments
 from service.statistics.database import Database, channels_table, series_table, windows_table
 from service.statistics.pending import StoredPart, new_part
 from service.statistics.retention import DAY_S, HOUR_S, Retention
-from service.statistics.series import value_count
 from service.statistics.sketches import Sketches
 from service.statistics.window import WindowMoments
 

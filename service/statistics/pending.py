@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from models.statistics.layers import BatchStatistics
+from models.statistics.request_values import request_values
 from service.statistics.channels import ChannelMoments
-from service.statistics.series import Series, request_values
+from service.statistics.series import Series
 from service.statistics.sketches import Sketches
 from service.statistics.window import WindowMoments
 

@@ -5,14 +5,9 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
-
 from models.artifact import MODEL, Manifest
-from models.statistics.layers import BatchStatistics, SideLayout
-from models.statistics.moments import Floats
-
-SIDE_VALUES = ("mean", "std", "l2")
-ADD_VALUES = ("residual_ratio", "cosine")
+from models.statistics.layers import SideLayout
+from models.statistics.request_values import ADD_VALUES, SIDE_VALUES, value_count
 
 
 @dataclass(frozen=True)
@@ -56,17 +51,3 @@ class Series:
         if name in SIDE_VALUES:
             return SIDE_VALUES.index(name) * self.sides + index
         return len(SIDE_VALUES) * self.sides + ADD_VALUES.index(name) * self.adds + index
-
-
-def value_count(sides: int, adds: int) -> int:
-    """V for S sides and A adds."""
-    return len(SIDE_VALUES) * sides + len(ADD_VALUES) * adds
-
-
-def request_values(batch: BatchStatistics) -> Floats:
-    """The values of the single requests, (N, V) in the order of `Series.value_of`; NaN where they are undefined."""
-    pooled = batch.pooled
-    known = np.where((pooled.count > 0) & (pooled.nonfinite == 0), 1.0, np.nan)
-    return np.concatenate(
-        [pooled.mean * known, np.sqrt(pooled.var) * known, pooled.l2 * known, batch.residual_ratio, batch.cosine], axis=1
-    )

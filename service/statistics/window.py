@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from models.statistics.layers import BatchStatistics
 from models.statistics.moments import Floats, Moments
-from service.statistics.series import request_values, value_count
+from models.statistics.request_values import request_values, value_count
 
 _ELEMENT_FIELDS = ("count", "mean", "m2", "minimum", "maximum", "zeros", "nonfinite")
 _VALUE_FIELDS = ("count", "mean", "m2", "minimum", "maximum")

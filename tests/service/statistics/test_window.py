@@ -5,9 +5,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from models.statistics.moments import Floats
+from models.statistics.request_values import request_values
 from service.statistics.channels import ChannelMoments
 from service.statistics.columns import side_columns, value_columns
-from service.statistics.series import request_values
 from service.statistics.window import WindowMoments, single_values
 from tests.service.statistics.made import LAYOUT, SERIES, TENSORS, Arrays, activations, batch, reduced
 

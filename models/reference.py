@@ -1,0 +1,79 @@
+"""Makes the reference of an artifact: the part of the training data that was kept for selection in, `reference.npz` out. No torch.
+
+That part was never trained on, so that the layers see it as they will see traffic of its kind; the evaluation data stay unseen.
+"""
+
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+
+from models.artifact import CARD, REFERENCE, Artifact, write_manifest
+from models.card import model_card
+from models.data.batch import Batch
+from models.evaluation import selection_batches
+from models.instrument.taps import add_taps, widen
+from models.statistics.layers import BatchReducer, BatchStatistics, RunOutputs, SideLayout
+from models.statistics.moments import Moments
+from models.statistics.reference import Reference
+from models.statistics.request_values import request_values
+
+LEAST_SAMPLES = 1000
+_BATCH_SIZE = 16  # every activation of a run is in memory at once
+
+
+def add_reference(artifact: Artifact, archive: Path | None = None, least: int = LEAST_SAMPLES) -> Artifact:
+    """Runs the model on its selection data and writes the reference into the folder of the artifact.
+
+    Args:
+        artifact: of a classifier with layers.
+        archive: of its data set; the official one is downloaded without it.
+        least: samples that a reference needs; with fewer its own error would hide what is looked for.
+
+    Raises:
+        ValueError: the model has no layers, the data are not the model's, or they are too few.
+    """
+    layout = SideLayout(tuple(artifact.manifest.layers))
+    if not layout.layers:
+        raise ValueError(f"{artifact.manifest.name} has no layers; there is nothing to compare traffic with")
+    reference = _measure(artifact, layout, selection_batches(artifact, _BATCH_SIZE, archive))
+    if len(reference) < least:
+        raise ValueError(f"the selection data have {len(reference)} samples, a reference needs {least}; give the whole archive")
+    reference.save(artifact.folder)
+    manifest = artifact.manifest.model_copy(update={"reference_samples": len(reference)})
+    (artifact.folder / CARD).write_text(model_card(manifest), encoding="utf-8")
+    return write_manifest(artifact.folder, manifest, sorted({*manifest.files, CARD, REFERENCE}))
+
+
+def _measure(artifact: Artifact, layout: SideLayout, batches: Iterable[Batch]) -> Reference:
+    """One row of values for each sample, and the moments of all channels over all samples."""
+    model = onnx.load(artifact.model_path)
+    taps = list(dict.fromkeys(each.tensor for each in layout.reductions))
+    widened = widen(model, taps)
+    outputs = [widened.get(tap, tap) for tap in taps]
+    session = onnxruntime.InferenceSession(add_taps(model, outputs).SerializeToString(), providers=["CPUExecutionProvider"])
+    names = [spec.name for spec in artifact.manifest.inputs]
+    reducer = BatchReducer(layout)
+    values, moments = [], None
+    with ThreadPoolExecutor() as workers:
+        for inputs, _ in batches:
+            feed = dict(zip(names, inputs, strict=True))
+            tensors = dict(zip(taps, session.run(outputs, feed), strict=True))
+            observed = reducer.reduce(RunOutputs(tensors), feed, workers)
+            values.append(request_values(observed).astype(np.float32))
+            channels = _channels(observed)
+            moments = channels if moments is None else moments.merge(channels)
+    if moments is None:
+        raise ValueError(f"{artifact.manifest.name} has no selection data")
+    return Reference(np.concatenate(values), moments.mean, moments.var)
+
+
+def _channels(observed: BatchStatistics) -> Moments:
+    """Of all reductions one after the other, over the samples of a batch: fields (sum of C,)."""
+    reduction_of = observed.layout.reduction_of
+    rows = [reduction_of.index(i) for i in range(len(observed.layout.reductions))]
+    pooled = [observed.channels(row).pool(axis=0) for row in rows]
+    return Moments(*(np.concatenate([getattr(each, name) for each in pooled]) for name in Moments.__dataclass_fields__))

@@ -1,0 +1,111 @@
+"""The reference of a model: per-request values and channel moments are those that numpy computes."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+from onnx import helper
+
+from models.__main__ import main
+from models.artifact import REFERENCE, Artifact, ArtifactError, load_artifact
+from models.data import imagenette
+from models.graph_import import ImportOptions, import_graph
+from models.preprocessing import ImagePreprocessing, decode_image
+from models.reference import add_reference
+from models.statistics.layers import SideLayout
+from models.statistics.reference import Reference
+from tests import graphs
+from tests.photos import write_archive
+
+_SIDE = 8
+_WEIGHT = graphs.weights(3, 3, seed=1)
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four photos of each class to train on, all of which are few enough to be kept for selection, and others to evaluate on."""
+    return write_archive(tmp_path_factory.mktemp("data") / "imagenette.tar", {"train": 4, "val": 1}, _SIDE)
+
+
+@pytest.fixture
+def artifact(tmp_path: Path) -> Artifact:
+    """logits of the mean colour c (batch, 3) after c + c W."""
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["image"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["c"]),
+        helper.make_node("MatMul", ["c", "w"], ["f"]),
+        helper.make_node("Add", ["c", "f"], ["s"], name="add"),
+        helper.make_node("MatMul", ["s", "head"], ["logits"]),
+    ]
+    model = graphs.graph_of(
+        nodes,
+        {"image": (onnx.TensorProto.FLOAT, ["batch", 3, _SIDE, _SIDE])},
+        {"logits": (onnx.TensorProto.FLOAT, ["batch", 10])},
+        {"w": _WEIGHT, "head": graphs.weights(3, 10, seed=9)},
+    )
+    graphs.save(model, tmp_path / "model.onnx")
+    (tmp_path / "labels").write_text("\n".join(imagenette.CLASSES.values()))
+    (tmp_path / "image.json").write_text(f'{{"kind": "image", "resize": {_SIDE}, "crop": {_SIDE}}}')
+    options = ImportOptions(tmp_path / "labels", tmp_path / "image.json")
+    return import_graph(tmp_path / "model.onnx", tmp_path / "repository" / "colours" / "1", options)
+
+
+def colours(archive: Path) -> NDArray[np.float32]:
+    """c of every photo of the selection, (n, 3)."""
+    preprocessing = ImagePreprocessing(resize=_SIDE, crop=_SIDE)
+    files = imagenette.read_split("selection", archive)
+    return np.stack([preprocessing.apply(decode_image(data)).mean((1, 2)) for data, _ in files])
+
+
+def test_values_and_channels_are_those_of_the_selection(artifact: Artifact, archive: Path) -> None:
+    """One row for each photo of the selection, and mean and variance of every channel over all of them, batches or not."""
+    made = add_reference(artifact, archive, least=40)
+    assert made.manifest.reference_samples == 40
+    assert "the statistics of 40" in (artifact.folder / "README.md").read_text()
+    layout = SideLayout(tuple(made.manifest.layers))
+    reference = Reference.load(load_artifact(artifact.folder), layout)
+    assert reference is not None
+    x = colours(archive)
+    f = x @ _WEIGHT
+    sides = {"identity": x, "residual": f, "sum": x + f}
+    expected = [sides[side] for _, side in layout.rows]
+    columns = [
+        *(value.mean(1) for value in expected),
+        *(value.std(1) for value in expected),
+        *(np.linalg.norm(value, axis=1) for value in expected),
+        np.linalg.norm(f, axis=1) / np.linalg.norm(x, axis=1),
+        (f * x).sum(1) / np.linalg.norm(f, axis=1) / np.linalg.norm(x, axis=1),
+    ]
+    np.testing.assert_allclose(reference.values, np.stack(columns, axis=1), rtol=1e-4, atol=1e-5)
+    tensors = {layer.tensors[side]: sides[side] for layer, side in layout.rows}
+    channels = np.concatenate([tensors[each.tensor] for each in layout.reductions], axis=1)
+    np.testing.assert_allclose(reference.mean, channels.mean(0), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(reference.var, channels.var(0), rtol=1e-4, atol=1e-6)
+
+
+def test_too_few_samples_are_refused(artifact: Artifact, archive: Path) -> None:
+    """A reference of 40 samples would be more error than reference; the artifact stays as it was."""
+    with pytest.raises(SystemExit, match="have 40 samples, a reference needs 1000"):
+        main(["reference", str(artifact.folder), "--data", str(archive)])
+    assert load_artifact(artifact.folder).manifest == artifact.manifest
+
+
+def test_a_model_without_layers_has_no_reference(artifact: Artifact, archive: Path) -> None:
+    """There is nothing to compare."""
+    bare = Artifact(artifact.folder, artifact.manifest.model_copy(update={"layers": []}))
+    with pytest.raises(ValueError, match="no layers"):
+        add_reference(bare, archive)
+
+
+def test_a_reference_of_other_layers_is_refused(artifact: Artifact, archive: Path) -> None:
+    """Neither a file for other layers nor a broken one is taken for the reference; without one there is none."""
+    layout = SideLayout(tuple(artifact.manifest.layers))
+    assert Reference.load(artifact, layout) is None
+    made = add_reference(artifact, archive, least=1)
+    with pytest.raises(ArtifactError, match="make it again"):
+        Reference.load(made, SideLayout(layout.layers * 2))
+    (made.folder / REFERENCE).write_bytes(b"PK broken")
+    with pytest.raises(ArtifactError, match="cannot be read; make it again"):
+        Reference.load(made, layout)

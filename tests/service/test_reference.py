@@ -1,0 +1,98 @@
+"""A model with a reference, asked over HTTP: compared with it, and normalized by it."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from models.artifact import REFERENCE, load_artifact, write_manifest
+from models.statistics.layers import SideLayout
+from models.statistics.reference import Reference
+from models.statistics.request_values import value_count
+from service.settings import Settings
+from tests.conftest import SmallRepository, running_server
+from tests.networks import SENTENCES
+
+_SAMPLES = 50
+
+
+@pytest.fixture(scope="module")
+def repository(small_repository: SmallRepository, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`text/1` with a reference of known numbers: values are normal, channels have mean 0.5 and variance 4."""
+    folder = tmp_path_factory.mktemp("referenced")
+    shutil.copytree(small_repository.folder / "text", folder / "text")
+    artifact = load_artifact(folder / "text" / "1")
+    values, channels = _known(SideLayout(tuple(artifact.manifest.layers)))
+    Reference(values, np.full(channels, 0.5), np.full(channels, 4.0)).save(artifact.folder)
+    write_manifest(artifact.folder, artifact.manifest, [*artifact.manifest.files, REFERENCE])
+    return folder
+
+
+def _known(layout: SideLayout) -> tuple[np.ndarray[tuple[int, int], np.dtype[np.float32]], int]:
+    quantities = value_count(len(layout.rows), len(layout.adds))
+    channels = 0
+    for i in range(len(layout.reductions)):
+        layer, _ = layout.rows[layout.reduction_of.index(i)]
+        assert layer.shape is not None
+        extent = layer.shape[layer.channel_axis]
+        assert isinstance(extent, int)
+        channels += extent
+    values = np.random.default_rng(0).standard_normal((_SAMPLES, quantities)).astype(np.float32)
+    return values, channels
+
+
+@pytest.fixture(scope="module")
+def client(repository: Path) -> Iterator[httpx.Client]:
+    """Of a server that counts every request."""
+    with running_server(Settings(model_repository=repository, statistics_sample=1)) as opened:
+        yield opened
+
+
+def test_traffic_is_compared_with_the_reference(client: httpx.Client, repository: Path) -> None:
+    """The effect is that of the served requests against the samples of the reference."""
+    served = []
+    for text in SENTENCES:
+        answer = client.post("/v1/models/text/predict?statistics=summary", json={"inputs": text}).json()
+        served.append(answer["predictions"][0]["layers"][0]["before"]["l2"])
+    params = {"a": "-1h..now", "b": "reference", "layers": "embedding_norm", "side": "before"}
+    answer = client.get("/v1/models/text/statistics/compare", params=params).json()
+    assert answer["b"] == {"reference": True, "samples": _SAMPLES}
+    (found,) = (each for each in answer["differences"] if each["statistic"] == "l2")
+    layout = SideLayout(tuple(load_artifact(repository / "text" / "1").manifest.layers))
+    row = layout.row_of["embedding_norm", "before"]
+    a, b = np.array(served), _known(layout)[0][:, 2 * len(layout.rows) + row].astype(np.float64)
+    pooled = np.sqrt((a.var() * len(a) + b.var() * len(b)) / (len(a) + len(b) - 2))
+    assert (found["requests_a"], found["requests_b"]) == (len(a), _SAMPLES)
+    assert found["mean_b"] == pytest.approx(b.mean(), rel=1e-5)
+    assert found["effect"] == pytest.approx((a.mean() - b.mean()) / pooled, rel=1e-3)
+
+
+def test_batch_normalization_takes_the_moments_of_the_reference(client: httpx.Client) -> None:
+    """Where a LayerNorm has no running moments those of the reference stand in: (x - 0.5) / 2, then gamma and beta."""
+    body = {
+        "inputs": SENTENCES[0],
+        "changes": [
+            {"layer": "embedding_norm", "gamma_scale": 0, "gamma_shift": 1, "beta_scale": 0},
+            {"layer": "embedding_norm", "normalization": "batch"},
+        ],
+    }
+    answer = client.post("/v1/models/text/whatif?layers=embedding_norm", json=body)
+    assert answer.status_code == 200, answer.text
+    (layer,) = answer.json()["predictions"][0]["changed"]["layers"]
+    assert layer["after"]["mean"] == pytest.approx((layer["before"]["mean"] - 0.5) / 2, rel=1e-3, abs=1e-5)
+    assert layer["after"]["std"] == pytest.approx(layer["before"]["std"] / 2, rel=1e-3)
+
+
+def test_a_broken_reference_is_a_broken_artifact(repository: Path, tmp_path: Path) -> None:
+    """The model is not served with a reference that is not its own, and the reason says how to mend it."""
+    shutil.copytree(repository, tmp_path, dirs_exist_ok=True)
+    artifact = load_artifact(tmp_path / "text" / "1")
+    Reference(np.zeros((3, 7), np.float32), np.zeros(1), np.ones(1)).save(artifact.folder)
+    write_manifest(artifact.folder, artifact.manifest, list(artifact.manifest.files))
+    with running_server(Settings(model_repository=tmp_path)) as opened:
+        answer = opened.get("/readyz")
+    assert answer.status_code == 503
+    assert "models reference" in answer.text
