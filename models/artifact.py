@@ -16,9 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import onnx
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from models.checksum import sha256_of
+from models.external_tensors import external_locations
 from models.instrument.graph import Dimension
 from models.instrument.probes import Probe, ProbeKind
 from models.preprocessing import ImagePreprocessing, TextPreprocessing
@@ -183,17 +185,25 @@ class Artifact:
         return self.folder / MODEL
 
 
-def load_artifact(folder: Path) -> Artifact:
-    """Reads and verifies an artifact folder.
+def load_artifact(folder: Path, within: Path | None = None) -> Artifact:
+    """Reads and verifies an artifact folder. Messages name its files as NAME/VERSION/FILE: clients of a service may see them.
+
+    Args:
+        folder: of the artifact.
+        within: a folder that no file may leave by a link; None for files that lie anywhere.
 
     Raises:
-        ArtifactError: no manifest, an invalid one, a missing file, or a file whose SHA-256 is not the manifest's.
+        ArtifactError: no manifest, an invalid one, a missing file or one outside of `within`, a file whose SHA-256 is not the
+            manifest's, or weights in a file that the manifest does not list.
     """
-    path = folder / MANIFEST
+    path = _shown(folder, MANIFEST)
+    _check_place(folder, MANIFEST, within)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = (folder / MANIFEST).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"{path} cannot be read ({error}); an artifact is a folder NAME/VERSION with a {MANIFEST}") from error
+        raise ArtifactError(
+            f"{path} cannot be read ({_fault(error)}); an artifact is a folder NAME/VERSION with a {MANIFEST}"
+        ) from error
     try:
         manifest = Manifest.model_validate_json(text)
     except ValidationError as error:
@@ -205,12 +215,45 @@ def load_artifact(folder: Path) -> Artifact:
     if problem := _contradiction(manifest):
         raise ArtifactError(f"{path}: {problem}; export the model again")
     for name, expected in manifest.files.items():
-        actual = _sha256(folder / name)
+        _check_place(folder, name, within)
+        actual = _sha256(folder, name)
         if actual != expected:
             raise ArtifactError(
-                f"{folder / name} has SHA-256 {actual}, the manifest says {expected}; restore the file or export again"
+                f"{_shown(folder, name)} has SHA-256 {actual}, the manifest says {expected}; restore the file or export again"
             )
+    _check_weights(folder, manifest)
     return Artifact(folder, manifest)
+
+
+def _shown(folder: Path, name: str) -> str:
+    return f"{folder.parent.name}/{folder.name}/{name}"
+
+
+def _fault(error: Exception) -> str:
+    """What is wrong with a file, without its path."""
+    return (isinstance(error, OSError) and error.strerror) or type(error).__name__
+
+
+def _check_place(folder: Path, name: str, within: Path | None) -> None:
+    try:
+        outside = within is not None and not (folder / name).resolve().is_relative_to(within.resolve())
+    except (OSError, RuntimeError):  # a link to itself, which reading it reports
+        return
+    if outside:
+        raise ArtifactError(f"{_shown(folder, name)} is a link that leaves the repository; put the file itself there")
+
+
+def _check_weights(folder: Path, manifest: Manifest) -> None:
+    """Weights outside of the graph's file must be among the verified files."""
+    try:
+        model = onnx.load(folder / MODEL, load_external_data=False)
+    except Exception as error:  # protobuf's exceptions share no base with OSError
+        raise ArtifactError(f"{_shown(folder, MODEL)} cannot be read as ONNX; export the model again") from error
+    for location in sorted({entry.value for entry in external_locations(model)} - set(manifest.files)):
+        raise ArtifactError(
+            f"{_shown(folder, MODEL)} keeps weights in {Path(location).name}, which is none of the files of the manifest; "
+            "import the model again"
+        )
 
 
 def _contradiction(manifest: Manifest) -> str | None:
@@ -255,13 +298,15 @@ def _text_contradiction(manifest: Manifest, preprocessing: TextPreprocessing) ->
 
 def write_manifest(folder: Path, manifest: Manifest, names: list[str]) -> Artifact:
     """Writes the manifest with the checksums of `names`, which lie in the folder already."""
-    complete = manifest.model_copy(update={"files": {name: _sha256(folder / name) for name in names}})
+    complete = manifest.model_copy(update={"files": {name: _sha256(folder, name) for name in names}})
     (folder / MANIFEST).write_text(complete.model_dump_json(indent=1) + "\n", encoding="utf-8")
     return Artifact(folder, complete)
 
 
-def _sha256(path: Path) -> str:
+def _sha256(folder: Path, name: str) -> str:
     try:
-        return sha256_of(path)
+        return sha256_of(folder / name)
     except OSError as error:
-        raise ArtifactError(f"{path} cannot be read ({error}); the manifest lists it, restore the file") from error
+        raise ArtifactError(
+            f"{_shown(folder, name)} cannot be read ({_fault(error)}); the manifest lists it, restore the file"
+        ) from error

@@ -5,12 +5,12 @@ Weights are copied as they are, of any type and size; nothing of them is read in
 
 import re
 import shutil
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import onnx
 
 from models.artifact import CARD, MANIFEST, MODEL, REFERENCE, is_plain_name
+from models.external_tensors import external_locations
 from models.instrument.graph_file import GraphFileError
 
 _TAKEN = {MODEL, MANIFEST, CARD, REFERENCE, "tokenizer.json"}
@@ -31,9 +31,7 @@ def copy_model(path: Path, folder: Path) -> list[str]:
         model = onnx.load(path, load_external_data=False)
     except Exception as error:  # protobuf's exceptions share no base with OSError
         raise GraphFileError(f"{path} cannot be read as ONNX ({error}); give the file that an exporter wrote") from error
-    entries = [
-        entry for tensor in _tensors([model.graph, *model.functions]) for entry in tensor.external_data if entry.key == "location"
-    ]
+    entries = external_locations(model)
     names: dict[str, str] = {}
     for location in dict.fromkeys(entry.value for entry in entries):
         source = _inside(path, location)
@@ -46,17 +44,6 @@ def copy_model(path: Path, folder: Path) -> list[str]:
             entry.value = names[entry.value]
         onnx.save(model, folder / MODEL)
     return [MODEL, *names.values()]
-
-
-def _tensors(graphs: Iterable[onnx.GraphProto | onnx.FunctionProto]) -> Iterator[onnx.TensorProto]:
-    """All constants, also those in attributes, in subgraphs and in functions."""
-    for graph in graphs:
-        if isinstance(graph, onnx.GraphProto):
-            yield from graph.initializer
-        for node in graph.node:
-            for attribute in node.attribute:
-                yield from (attribute.t, *attribute.tensors)
-                yield from _tensors([attribute.g, *attribute.graphs])
 
 
 def _inside(path: Path, location: str) -> Path:

@@ -74,7 +74,7 @@ class PreparedGraph:
         try:
             return onnxruntime.InferenceSession(model, options, providers=providers)
         except Exception as error:  # ONNX Runtime's and protobuf's exceptions share no base
-            raise ArtifactError(f"the graph of {', '.join(self.outputs)} cannot be loaded: {error}") from error
+            raise ArtifactError("ONNX Runtime cannot load the graph; export or import the model again") from error
 
 
 def prepare(
@@ -85,7 +85,8 @@ def prepare(
     Raises:
         ArtifactError: the graph cannot be read, or a tensor is not in it.
     """
-    path, outputs = artifact.model_path, tuple(spec.name for spec in artifact.manifest.outputs)
+    path = artifact.model_path
+    outputs = tuple(spec.name for spec in artifact.manifest.outputs)
     if not reductions:
         return PreparedGraph(path, outputs, provider)
     size = sum((artifact.folder / name).stat().st_size for name in artifact.manifest.files)
@@ -94,11 +95,11 @@ def prepare(
             return watch(onnx.load(path), outputs, provider, reductions, pairs)
         return watch(read_graph(path), outputs, provider, reductions, pairs, weights=artifact.folder)
     except UnknownTensorError as error:
-        raise ArtifactError(f"{path}: {error}") from error
+        raise ArtifactError(str(error)) from error
     except ArtifactError:
         raise
     except Exception as error:  # onnx's and protobuf's exceptions share no base
-        raise ArtifactError(f"{path} cannot be read: {error}") from error
+        raise ArtifactError("the graph cannot be read or watched; export or import the model again") from error
 
 
 def watch(

@@ -57,13 +57,16 @@ class Repository:
         """
         self._settings, self._traffic_of = settings, traffic_of
         self._threads = settings.threads or available_cpus()
-        folders = find_versions(settings.model_repository)
-        if not folders and not settings.watch:
+        folders = {name: versions or {} for name, versions in find_versions(settings.model_repository).items()}
+        for name in (name for name, versions in folders.items() if not versions):
+            _log.error("the folder of %s cannot be read", name)
+        if not any(folders.values()) and not settings.watch:
             raise ArtifactError(
                 f"the model repository {settings.model_repository} has no NAME/VERSION folder; export a model into it, "
                 "or set NORMSCOPE_WATCH to wait for one"
             )
-        self._slots = {name: {v: _Slot(folder) for v, folder in versions.items()} for name, versions in folders.items()}
+        self._slots = {name: {v: _Slot(folder) for v, folder in versions.items()} for name, versions in folders.items() if versions}
+        self._awaited = set(self._slots)
         self._lock = threading.Lock()  # of the slots; held for moments only
         self._changing = threading.Lock()  # one load or unload at a time
         self._stopped = threading.Event()
@@ -87,9 +90,12 @@ class Repository:
             LoadError: a version cannot be loaded; the one that it was to replace goes on serving.
         """
         with self._changing:
-            folders = self._find().get(name)
+            found = self._find()
+            if name not in found:
+                raise _unknown(name, sorted(found))
+            folders = found[name]
             if folders is None:
-                raise _unknown(name, sorted(self._find()))
+                raise LoadError(f"the folder of {name} cannot be read", value=name, remedy="let the service read it")
             if failures := self._load(name, folders):
                 raise LoadError(
                     f"{name} cannot be loaded: {'; '.join(failures)}", value=name, remedy="mend the artifact and load it again"
@@ -113,13 +119,15 @@ class Repository:
             retired = [slot.served for slot in slots if slot.served is not None]
             for slot in slots:
                 slot.served, slot.wanted, slot.reason = None, False, reason
+            self._awaited.discard(name)
         self._retire(retired)
 
-    def _find(self) -> dict[str, dict[str, VersionFolder]]:
+    def _find(self) -> dict[str, dict[str, VersionFolder] | None]:
         try:
             return find_versions(self._settings.model_repository)
         except ArtifactError as error:
-            raise LoadError(str(error), remedy="mount the repository again") from error
+            _log.error("%s", error)
+            raise LoadError("the model repository cannot be read", remedy="mount it again; the log says more") from error
 
     def _load(self, name: str, folders: dict[str, VersionFolder]) -> list[str]:
         failures = []
@@ -134,24 +142,34 @@ class Repository:
             try:
                 served = self._open(folder)
             except Exception as error:  # whatever a foreign graph does at its first run
-                failures.append(f"{name}/{version}: {error}")
-                _log.error("%s/%s cannot be loaded: %s", name, version, error, exc_info=not isinstance(error, ArtifactError))
+                reason = _published(error)
+                failures.append(f"{name}/{version}: {reason}")
+                _log.error(
+                    "%s cannot be loaded: %s (%s)",
+                    folder.path,
+                    error,
+                    error.__cause__ or "no other cause",
+                    exc_info=reason != str(error),
+                )
                 with self._lock:
-                    slot.reason = str(error)
+                    slot.reason = reason
                 continue
             with self._lock:
                 replaced, slot.served, slot.folder = slot.served, served, folder
+                self._awaited.discard(name)
             self._retire([replaced] if replaced is not None else [])
             _log.info("%s/%s is ready: %d layers, %d threads", name, version, len(served.manifest.layers), self._threads)
         with self._lock:
-            gone = [self._slots[name].pop(version) for version in list(self._slots[name]) if version not in folders]
-            if not self._slots[name]:
-                del self._slots[name]
+            slots = self._slots.get(name, {})
+            gone = [slots.pop(version) for version in list(slots) if version not in folders]
+            if not slots:
+                self._slots.pop(name, None)
+                self._awaited.discard(name)
         self._retire([slot.served for slot in gone if slot.served is not None])
         return failures
 
     def _open(self, folder: VersionFolder) -> ServedModel:
-        artifact = load_artifact(folder.path)
+        artifact = load_artifact(folder.path, within=self._settings.model_repository)
         expected, actual = (folder.name, folder.version), (artifact.manifest.name, artifact.manifest.version)
         if expected != actual:
             raise ArtifactError(f"{folder.name}/{folder.version} holds {'/'.join(actual)}; name the folders after it")
@@ -171,15 +189,20 @@ class Repository:
         while not self._stopped.wait(self._settings.watch_interval_s):
             try:
                 found = self._find()
-            except LoadError as error:
-                _log.error("%s", error)
+            except LoadError:  # it is logged, and may come back
                 continue
             now = {name: _signatures(versions) for name, versions in found.items()}
             for name in sorted(seen.keys() | now.keys()):
                 if seen.get(name) != now.get(name):
-                    with self._changing:
-                        self._load(name, found.get(name, {}))
+                    self._follow(name, found.get(name, {}))
             seen = now
+
+    def _follow(self, name: str, folders: dict[str, VersionFolder] | None) -> None:
+        if folders is None:
+            _log.error("the folder of %s cannot be read; what is loaded goes on serving", name)
+            return
+        with self._changing:
+            self._load(name, folders)
 
     def _known_folders(self) -> dict[str, dict[str, VersionFolder]]:
         with self._lock:
@@ -202,20 +225,16 @@ class Repository:
 
     @property
     def failures(self) -> list[str]:
-        """Why models that should answer cannot: name and reason of those of which no version is ready or being loaded."""
-        return [
-            f"{entry.name}/{entry.version}: {entry.reason}"
-            for name, slots in self._slots.copy().items()
-            if not any(slot.served is not None or slot.state == "LOADING" for slot in slots.values())
-            for entry in self._index_of(name, slots)
-            if slots[entry.version].wanted
-        ]
+        """Why the service is not ready: name and reason of the models of the start of which no version could be loaded."""
+        return [f"{each.name}/{each.version}: {each.reason}" for each in self.index() if each.name in self._awaited and each.reason]
 
     @property
     def ready(self) -> bool:
-        """True once every version is loaded and has run; a broken one does not count while another of its model serves."""
-        loading = any(entry.state == "LOADING" for entry in self.index())
-        return self.settled.is_set() and not loading and not self.failures
+        """True once of every model that was there at the start a version has been loaded and has run, or was unloaded.
+
+        What happens to models later does not count: the others go on serving, and a router is to go on sending requests.
+        """
+        return self.settled.is_set() and not self._awaited
 
     def index(self) -> list[ModelVersion]:
         """All versions with their states."""
@@ -247,7 +266,9 @@ class Repository:
         if (served := slot.served) is not None:
             return served
         if slot.state == "LOADING":
-            raise NotReadyError(f"{name} is still being loaded", value=name, remedy="wait until /readyz answers 200")
+            raise NotReadyError(
+                f"{name} is still being loaded", value=name, remedy=f"wait until /v2/models/{name}/ready answers 200"
+            )
         if not slot.wanted:
             raise UnknownModelError(
                 f"{name} is not served: {slot.reason}", value=name, limit=self.ready_names, remedy="load it again"
@@ -283,8 +304,15 @@ class Repository:
                 self._stop_serving(name, "the service is stopping")
 
 
-def _signatures(versions: dict[str, VersionFolder]) -> dict[str, object]:
-    return {version: folder.signature for version, folder in versions.items()}
+def _signatures(versions: dict[str, VersionFolder] | None) -> dict[str, object] | None:
+    return None if versions is None else {version: folder.signature for version, folder in versions.items()}
+
+
+def _published(error: Exception) -> str:
+    """What clients may know of a model that cannot be loaded; the words of a runtime tell of files and of its inside."""
+    if isinstance(error, ArtifactError):
+        return str(error)
+    return f"a fault while it was loaded and run for the first time ({type(error).__name__}); the log of the service says more"
 
 
 def _unknown(name: str, known: list[str]) -> UnknownModelError:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from models.artifact import MANIFEST, MODEL, Artifact, ArtifactError, Layer, TensorSpec, load_artifact, write_manifest
@@ -28,10 +29,11 @@ _LAYER = Layer.of(
 
 @pytest.fixture
 def written(tmp_path: Path) -> Artifact:
-    """A text artifact of three files; what the model file holds is not this module's business."""
+    """A text artifact of three files and a graph without nodes."""
     folder = tmp_path / "encoder" / "1"
     folder.mkdir(parents=True)
-    for name in (MODEL, "tokenizer.json", "README.md"):
+    onnx.save(onnx.ModelProto(ir_version=9), folder / MODEL)
+    for name in ("tokenizer.json", "README.md"):
         (folder / name).write_bytes(f"content of {name}".encode())
     manifest = draft_manifest(folder, labels=["yes", "no"], preprocessing=TextPreprocessing(max_length=8))
     ids, mask = (TensorSpec(name=name, dtype="int64", shape=["batch", "length"]) for name in ("input_ids", "attention_mask"))
@@ -58,7 +60,7 @@ def test_what_was_written_is_loaded(written: Artifact) -> None:
     assert loaded == written
     assert loaded.model_path == written.folder / "model.onnx"
     assert loaded.manifest.files == {
-        name: hashlib.sha256(f"content of {name}".encode()).hexdigest() for name in (MODEL, "tokenizer.json", "README.md")
+        name: hashlib.sha256((written.folder / name).read_bytes()).hexdigest() for name in (MODEL, "tokenizer.json", "README.md")
     }
     assert isinstance(loaded.manifest.preprocessing, TextPreprocessing)
 
@@ -75,7 +77,7 @@ def test_a_missing_manifest_says_what_an_artifact_is(tmp_path: Path) -> None:
     """An empty folder, and one that is not there."""
     for folder in (tmp_path, tmp_path / "nowhere"):
         message = _error(folder)
-        assert str(folder / MANIFEST) in message
+        assert message.startswith(f"{folder.parent.name}/{folder.name}/{MANIFEST} cannot be read (No such file or directory)")
         assert "an artifact is a folder NAME/VERSION with a manifest.json" in message
 
 
@@ -83,7 +85,7 @@ def test_a_missing_manifest_says_what_an_artifact_is(tmp_path: Path) -> None:
 def test_an_invalid_manifest_is_refused(written: Artifact, content: bytes) -> None:
     """Neither half a JSON nor another JSON nor bytes that are no text get through; the error names the file."""
     (written.folder / MANIFEST).write_bytes(content)
-    assert str(written.folder / MANIFEST) in _error(written.folder)
+    assert f"encoder/1/{MANIFEST}" in _error(written.folder)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +115,7 @@ def test_a_missing_file_is_named(written: Artifact, name: str) -> None:
     """What the manifest lists must be there."""
     (written.folder / name).unlink()
     message = _error(written.folder)
-    assert str(written.folder / name) in message
+    assert message.startswith(f"encoder/1/{name} cannot be read (No such file or directory)")
     assert "the manifest lists it, restore the file" in message
 
 
@@ -124,7 +126,7 @@ def test_a_changed_file_is_named_with_both_digests(written: Artifact, name: str)
     expected = hashlib.sha256(path.read_bytes()).hexdigest()
     path.write_bytes(path.read_bytes() + b"!")
     actual = hashlib.sha256(path.read_bytes()).hexdigest()
-    assert _error(written.folder).startswith(f"{path} has SHA-256 {actual}, the manifest says {expected}; ")
+    assert _error(written.folder).startswith(f"encoder/1/{name} has SHA-256 {actual}, the manifest says {expected}; ")
 
 
 def test_a_manifest_without_a_model_is_refused(written: Artifact) -> None:
@@ -146,7 +148,7 @@ def test_files_cannot_leave_the_folder(written: Artifact, name: str) -> None:
 def test_a_file_that_cannot_be_summed_is_not_written(tmp_path: Path) -> None:
     """A manifest never lists a file that is not there."""
     manifest = draft_manifest(tmp_path, labels=[], preprocessing=TextPreprocessing(max_length=8))
-    with pytest.raises(ArtifactError, match=re.escape(str(tmp_path / MODEL))):
+    with pytest.raises(ArtifactError, match=re.escape(f"{tmp_path.name}/{MODEL} cannot be read")):
         write_manifest(tmp_path, manifest, [MODEL])
     assert list(tmp_path.iterdir()) == []
 
@@ -185,3 +187,45 @@ def test_contradictions_are_named(written: Artifact, fields: dict[str, Any], exp
     """A manifest whose parts do not fit together is refused before anything is served."""
     _change(written.folder, **fields)
     assert expected in _error(written.folder)
+
+
+def _keep_outside(written: Artifact, place: str, location: str) -> None:
+    """A graph with a tensor whose data lies in another file."""
+    tensor = onnx.TensorProto(name="weight", dims=[2], data_type=onnx.TensorProto.FLOAT)
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value=location)
+    constant = onnx.helper.make_node("Constant", [], ["weight"])
+    constant.attribute.add(name="value", type=onnx.AttributeProto.TENSOR).t.CopyFrom(tensor)
+    model = onnx.ModelProto(ir_version=9)
+    if place == "initializer":
+        model.graph.initializer.append(tensor)
+    elif place == "constant":
+        model.graph.node.append(constant)
+    elif place == "branch":
+        branch = model.graph.node.add(op_type="If").attribute.add(name="then_branch", type=onnx.AttributeProto.GRAPH)
+        branch.g.node.append(constant)
+    else:
+        model.functions.add(name="f").node.append(constant)
+    (written.folder / MODEL).write_bytes(model.SerializeToString())
+
+
+@pytest.mark.parametrize("place", ["initializer", "constant", "branch", "function"])
+def test_weights_in_a_file_must_be_listed(written: Artifact, place: str) -> None:
+    """Wherever in the model a tensor is: its file is among those of the manifest, and so checked, or it is refused."""
+    (written.folder / "weights.bin").write_bytes(bytes(8))
+    for location in ("weights.bin", "../weights.bin", "/etc/hostname"):
+        _keep_outside(written, place, location)
+        write_manifest(written.folder, written.manifest, list(written.manifest.files))
+        message = _error(written.folder)
+        assert f"keeps weights in {Path(location).name}, which is none of the files of the manifest" in message
+        assert "/etc" not in message
+    _keep_outside(written, place, "weights.bin")
+    write_manifest(written.folder, written.manifest, [*written.manifest.files, "weights.bin"])
+    assert "weights.bin" in load_artifact(written.folder).manifest.files
+
+
+def test_a_file_that_is_no_graph_is_refused(written: Artifact) -> None:
+    """Though its SHA-256 is right."""
+    (written.folder / MODEL).write_bytes(b"no graph")
+    write_manifest(written.folder, written.manifest, list(written.manifest.files))
+    assert _error(written.folder) == "encoder/1/model.onnx cannot be read as ONNX; export the model again"

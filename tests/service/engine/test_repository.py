@@ -1,22 +1,26 @@
 """The life of models: versions, loading, replacing and unloading under traffic, broken artifacts, folders that change."""
 
 import asyncio
-import json
 import os
+import re
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
 import pytest
 
-from models.artifact import ArtifactError, Manifest, load_artifact, write_manifest
+import service.engine.repository
+from models.artifact import Artifact, ArtifactError, Manifest, load_artifact, write_manifest
+from service.engine.model import ServedModel, TrafficOf
 from service.engine.repository import Repository
+from service.engine.versions import find_versions
 from service.errors import LoadError, NotReadyError, UnknownModelError
 from service.settings import Settings
-from tests.conftest import SmallRepository
+from tests.conftest import SmallRepository, running_server
 
 _TIMEOUT_S = 60
 
@@ -274,5 +278,200 @@ def test_external_data_outside_the_artifact_is_refused(small_repository: SmallRe
     with opened(tmp_path) as repository:
         (entry,) = repository.index()
         assert entry.state == "UNAVAILABLE"
-        assert "points outside the directory" in entry.reason
-        assert "s3cret" not in json.dumps(entry.reason)
+        assert "none of the files of the manifest" in entry.reason
+        assert "s3cret" not in entry.reason
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "model.onnx", "tokenizer.json"])
+def test_files_that_are_links_stay_in_the_repository(small_repository: SmallRepository, tmp_path: Path, name: str) -> None:
+    """A file of an artifact that is a link out of the repository is refused; links inside, as of mounted volumes, are followed."""
+    root = tmp_path / "repository"
+    for version in ("1", "2"):
+        folder = add_version(small_repository, root, version)
+        target = (tmp_path / "outside" if version == "1" else folder / "..2026") / name
+        target.parent.mkdir()
+        (folder / name).rename(target)
+        if version == "1":
+            (folder / name).symlink_to(target)
+        else:
+            (folder / "..data").symlink_to("..2026")
+            (folder / name).symlink_to(Path("..data") / name)
+    with opened(root) as repository:
+        assert states(repository) == {"text/1": "UNAVAILABLE", "text/2": "READY"}
+        assert f"text/1/{name} is a link that leaves the repository" in repository.index()[0].reason
+
+
+def _no_manifest(folder: Path) -> None:
+    (folder / "manifest.json").unlink()
+
+
+def _wrong_manifest(folder: Path) -> None:
+    (folder / "manifest.json").write_text("{}")
+
+
+def _no_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+
+
+def _sealed(folder: Path, name: str, content: bytes) -> None:
+    """Writes a file, and its checksum into the manifest."""
+    (folder / name).write_bytes(content)
+    manifest = Manifest.model_validate_json((folder / "manifest.json").read_text())
+    write_manifest(folder, manifest, list(manifest.files))
+
+
+def _broken_tokenizer(folder: Path) -> None:
+    _sealed(folder, "tokenizer.json", b"{}")
+
+
+def _no_graph(folder: Path) -> None:
+    _sealed(folder, "model.onnx", b"no graph")
+
+
+def _graph_that_cannot_be_loaded(folder: Path) -> None:
+    model = onnx.load(folder / "model.onnx")
+    model.graph.node[0].op_type = "Nonsense"
+    _sealed(folder, "model.onnx", model.SerializeToString())
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [_no_manifest, _wrong_manifest, _no_tokenizer, break_artifact, _broken_tokenizer, _no_graph, _graph_that_cannot_be_loaded],
+)
+def test_clients_learn_what_is_wrong_but_no_path(
+    small_repository: SmallRepository, tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: Callable[[Path], None]
+) -> None:
+    """The index and the errors name the version and the kind of fault, no folder of the server; the log has it all."""
+    damage(add_version(small_repository, tmp_path, "1"))
+    with opened(tmp_path) as repository:
+        (entry,) = repository.index()
+        assert (entry.name, entry.version, entry.state) == ("text", "1", "UNAVAILABLE")
+        with pytest.raises(NotReadyError) as not_ready:
+            repository.get("text")
+        with pytest.raises(LoadError) as not_loaded:
+            repository.load("text")
+    for told in (entry.reason, *repository.failures, str(not_ready.value), str(not_loaded.value)):
+        assert len(told) > 20
+        assert not re.search(r"(?<![\w.])/\w", told)
+    assert str(tmp_path) in caplog.text
+
+
+def test_a_repository_that_has_gone_is_told_without_its_path(small_repository: SmallRepository, tmp_path: Path) -> None:
+    """Loading says that it cannot be read; what is loaded goes on serving."""
+    root = tmp_path / "repository"
+    add_version(small_repository, root, "1")
+    with opened(root) as repository:
+        shutil.rmtree(root)
+        with pytest.raises(LoadError, match="repository cannot be read") as caught:
+            repository.load("text")
+        assert str(tmp_path) not in str(caught.value)
+        assert repository.get("text").manifest.version == "1"
+
+
+def test_a_link_to_nowhere_concerns_its_version_alone(small_repository: SmallRepository, tmp_path: Path) -> None:
+    """A version whose file is a dangling link is listed with its reason; the others are found, now and when it is mended."""
+    add_version(small_repository, tmp_path, "1")
+    broken = add_version(small_repository, tmp_path, "2")
+    tokenizer = (broken / "tokenizer.json").read_bytes()
+    (broken / "tokenizer.json").unlink()
+    (broken / "tokenizer.json").symlink_to(tmp_path / "nowhere")
+    (broken / "notes.txt").symlink_to("notes.txt")
+    with opened(tmp_path) as repository:
+        assert states(repository) == {"text/1": "READY", "text/2": "UNAVAILABLE"}
+        assert "text/2/tokenizer.json cannot be read (No such file or directory)" in repository.index()[1].reason
+        (broken / "tokenizer.json").unlink()
+        (broken / "tokenizer.json").write_bytes(tokenizer)
+        repository.load("text")
+        assert states(repository) == {"text/1": "READY", "text/2": "READY"}
+
+
+def test_a_folder_that_cannot_be_read_concerns_itself_alone(
+    small_repository: SmallRepository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A version in it is listed with its reason; a model in it goes on serving; all others are found."""
+    add_version(small_repository, tmp_path, "1")
+    closed = [add_version(small_repository, tmp_path, "2"), add_version(small_repository, tmp_path, "1", name="other").parent]
+    add_version(small_repository, tmp_path, "1", name="third")
+    listing = Path.iterdir
+
+    def refusing(folder: Path) -> Iterator[Path]:
+        if folder in closed:
+            raise PermissionError(13, "Permission denied", str(folder))
+        return listing(folder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "iterdir", refusing)
+        found = find_versions(tmp_path)
+        assert found["other"] is None
+        text = found["text"]
+        assert text is not None
+        assert text["2"].signature == ()
+        repository = Repository(Settings(model_repository=tmp_path))
+        assert repository.names == ["text", "third"]
+        with pytest.raises(LoadError, match="the folder of other cannot be read"):
+            repository.load("other")
+    repository.load("other")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "iterdir", refusing)
+        with pytest.raises(LoadError, match="the folder of other cannot be read"):
+            repository.load("other")
+        assert repository.get("other").manifest.version == "1"
+    repository.close()
+
+
+def test_what_comes_later_leaves_the_service_ready(
+    small_repository: SmallRepository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a new version and a new model are loaded, and after they have failed, all answers about readiness stay 200."""
+    add_version(small_repository, tmp_path, "1")
+    began, go_on = threading.Semaphore(0), threading.Semaphore(0)
+
+    class HeldModel(ServedModel):
+        def __init__(self, artifact: Artifact, settings: Settings, threads: int, traffic_of: TrafficOf) -> None:
+            began.release()
+            go_on.acquire()
+            super().__init__(artifact, settings, threads, traffic_of)
+
+    with running_server(Settings(model_repository=tmp_path)) as client, ThreadPoolExecutor() as threads:
+        monkeypatch.setattr(service.engine.repository, "ServedModel", HeldModel)
+
+        def statuses() -> set[int]:
+            return {client.get(path).status_code for path in ("/readyz", "/v2/health/ready", "/v2/models/text/ready")}
+
+        for name, version in (("text", "2"), ("other", "1")):
+            folder = add_version(small_repository, tmp_path, version, name=name)
+            loading = threads.submit(client.post, f"/v2/repository/models/{name}/load")
+            began.acquire()
+            assert statuses() == {200}
+            assert client.get(f"/v2/models/{name}/versions/{version}/ready").status_code == 503
+            go_on.release()
+            assert loading.result().status_code == 200
+            _no_tokenizer(folder)
+            assert client.post(f"/v2/repository/models/{name}/load").status_code == 400
+            assert statuses() == {200}
+        break_artifact(add_version(small_repository, tmp_path, "1", name="third"))
+        assert client.post("/v2/repository/models/third/load").status_code == 400
+        assert client.get("/v2/models/third/ready").status_code == 503
+        assert statuses() == {200}
+
+
+def test_a_model_that_was_never_ready_keeps_the_service_unready(small_repository: SmallRepository, tmp_path: Path) -> None:
+    """Until it is mended and loaded, or unloaded: the index and /readyz say why."""
+    add_version(small_repository, tmp_path, "1")
+    broken = add_version(small_repository, tmp_path, "1", name="other")
+    good = (broken / "model.onnx").read_bytes()
+    break_artifact(broken)
+    with running_server(Settings(model_repository=tmp_path)) as client:
+        answer = client.get("/readyz")
+        assert (answer.status_code, answer.json()["status"]) == (503, "failed")
+        assert "other/1" in answer.json()["reason"]
+        assert str(tmp_path) not in answer.text
+        assert client.post("/v1/models/text/predict", json={"inputs": "hello"}).status_code == 200
+        (broken / "model.onnx").write_bytes(good)
+        assert client.post("/v2/repository/models/other/load").status_code == 200
+        assert client.get("/readyz").status_code == 200
+    break_artifact(broken)
+    with running_server(Settings(model_repository=tmp_path)) as client:
+        assert client.get("/readyz").status_code == 503
+        assert client.post("/v2/repository/models/other/unload").status_code == 200
+        assert client.get("/readyz").status_code == 200
