@@ -6,7 +6,8 @@ Rules, where Cast and Identity may lie between any two operators:
     2. s is the square root (Sqrt, or a power of 0.5) of v + epsilon, and epsilon one constant number.
     3. v is the ReduceMean of the square (Pow by 2, or Mul with itself) of what y divides: x - m, or for the RMS norm x. The
        difference may be written out twice. m is the ReduceMean of x over the same axes as v.
-    4. The axes are the last ones, or the channels, axis 1, alone. A mean over the batch or over space is none of these norms.
+    4. The axes are the last ones, or the channels, axis 1, alone. A mean over the batch or over space is none of these norms; the
+       last axes of an image (N, C, H, W), from 2 on, are space unless gamma or beta has extents along them.
     5. gamma is the constant with an axis that y alone is multiplied by next, beta the one that is added after that; both may be
        missing. A Cast before gamma belongs to the norm.
     6. A group norm is a Reshape to (N, groups, ...), an InstanceNormalization with gamma 1 and beta 0, and a Reshape back; rule 5
@@ -64,7 +65,17 @@ def _layer_or_rms_norm(graph: Graph, node: onnx.NodeProto) -> Norm | None:
     last_axis = _is_over_last_axes(graph, before, axes)
     if not last_axis and axes != (1,):
         return None
-    return _with_affine(graph, [mean_square, node], kind, before, quotient.epsilon, last_axis=last_axis)
+    norm = _with_affine(graph, [mean_square, node], kind, before, quotient.epsilon, last_axis=last_axis)
+    return None if axes is not None and _is_over_space(graph, norm, axes) else norm
+
+
+def _is_over_space(graph: Graph, norm: Norm, axes: tuple[int, ...]) -> bool:
+    """Rule 4: each channel of an image for itself, an instance norm written out."""
+    shape = graph.shape(norm.before)
+    if shape is None or len(axes) < 2 or axes != tuple(range(2, len(shape))):
+        return False
+    affine = [name for node in norm.nodes[2:] for name in node.input if graph.is_constant(name)]
+    return all((graph.shape(name) or np.shape(graph.constant(name)))[-1] == 1 for name in affine)
 
 
 def _quotient(graph: Graph, node: onnx.NodeProto) -> _Quotient | None:

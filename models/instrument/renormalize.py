@@ -7,7 +7,8 @@ Rules:
        with all other axes of the sample.
     3. Without a formula the affine part stays: x * gamma + beta.
     4. Channels that lie along the last axis are brought to axis 1 for the groups, and back.
-    5. Activations of another type than float32 are normalized in float32.
+    5. gamma and beta of GroupNormalization before opset 21 have one number for each group: each channel gets that of its group.
+    6. Activations of another type than float32 are normalized in float32.
 """
 
 from collections.abc import Mapping
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from models.instrument.formulas import Formula
-from models.instrument.graph import Graph
+from models.instrument.graph import Dimension, Graph, attribute
 from models.instrument.norms import OPERATORS
 from models.instrument.parameters import Parameter, ParameterName
 from models.instrument.splicing import element_types, splice
@@ -66,12 +67,10 @@ def renormalize(
         raise RenormalizationError("the shape of its input is not known")
     if node.op_type in OPERATORS and "gamma" not in parameters:
         raise RenormalizationError("the graph computes its gamma")
-    channels = shape[wanted.channel_axis]
-    if any(each.value.ndim == 1 and isinstance(channels, int) and each.value.size != channels for each in parameters.values()):
-        raise RenormalizationError("its gamma and beta do not belong to channels")
+    repeats = _channels_of_each(node, shape[wanted.channel_axis], parameters)
     opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     kind = element_types(model).get(before, TensorProto.FLOAT)
-    builder = _Builder(f"{after}.renormalized", len(shape), wanted.channel_axis % len(shape), opset)
+    builder = _Builder(f"{after}.renormalized", len(shape), wanted.channel_axis % len(shape), repeats, opset)
     x = builder.node("Cast", before, to=TensorProto.FLOAT)
     normalized = x if wanted.formula is None else builder.standardized(x, wanted.formula)
     y = builder.affine(normalized, parameters)
@@ -82,13 +81,25 @@ def renormalize(
     splice(model, {f"{after}.replaced": builder.nodes})
 
 
+def _channels_of_each(node: onnx.NodeProto, channels: Dimension, parameters: Mapping[ParameterName, Parameter]) -> int:
+    """How many channels share a number of gamma and beta: 1, or by rule 5 those of a group."""
+    lengths = {each.value.size for each in parameters.values() if each.value.ndim == 1}
+    if node.op_type == "GroupNormalization" and lengths == {attribute(node, "num_groups")} != {channels}:
+        if not isinstance(channels, int):
+            raise RenormalizationError("its gamma belongs to groups of channels, whose number is not known")
+        return channels // lengths.pop()
+    if isinstance(channels, int) and not lengths <= {channels}:
+        raise RenormalizationError("its gamma and beta do not belong to channels")
+    return 1
+
+
 class _Builder:
     """Makes the nodes of one formula; every method takes names of tensors and gives the name of its result."""
 
-    def __init__(self, prefix: str, rank: int, channel_axis: int, opset: int) -> None:
+    def __init__(self, prefix: str, rank: int, channel_axis: int, repeats: int, opset: int) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
-        self._prefix, self._rank, self._channel_axis, self._opset = prefix, rank, channel_axis, opset
+        self._prefix, self._rank, self._channel_axis, self._repeats, self._opset = prefix, rank, channel_axis, repeats, opset
 
     def node(self, operator: str, *inputs: str, **attributes: Any) -> str:
         name = f"{self._prefix}.{len(self.nodes)}"
@@ -146,7 +157,11 @@ class _Builder:
     def _parameter(self, parameter: Parameter) -> str:
         if parameter.value.ndim != 1 or self._channel_axis == self._rank - 1:
             return parameter.input
-        return self.node("Reshape", parameter.input, self.constant(np.array(self._channel_shape)))
+        values = parameter.input
+        if self._repeats > 1:
+            column = self.node("Reshape", values, self.constant(np.array([-1, 1])))
+            values = self.node("Expand", column, self.constant(np.array([1, self._repeats])))
+        return self.node("Reshape", values, self.constant(np.array(self._channel_shape)))
 
     @property
     def _channel_shape(self) -> list[int]:

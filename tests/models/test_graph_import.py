@@ -270,6 +270,39 @@ def test_weights_outside_the_folder_are_refused(kind: str, tmp_path: Path) -> No
     assert not list((tmp_path / "repository" / "given").iterdir())
 
 
+def of_opset(opset: int) -> onnx.ModelProto:
+    """x + x W, then BatchNormalization and a layer norm as the opset writes it."""
+    axes = {"axes": [-1]} if opset < 18 else {}
+    mean = [helper.make_node("ReduceMean", [each, "axes"][: 2 - len(axes)], [to], **axes) for each, to in (("b", "m"), ("q", "v"))]
+    written_out = [
+        mean[0], helper.make_node("Sub", ["b", "m"], ["d"]), helper.make_node("Mul", ["d", "d"], ["q"]), mean[1],
+        helper.make_node("Add", ["v", "epsilon"], ["e"]), helper.make_node("Sqrt", ["e"], ["r"]),
+        helper.make_node("Div", ["d", "r"], ["n"]), helper.make_node("Mul", ["n", "gamma"], ["y"], name="norm"),
+    ]  # fmt: skip
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["f"]),
+        helper.make_node("Add", ["f", "x"], ["s"], name="add"),
+        helper.make_node("BatchNormalization", ["s", "gamma", "beta", "beta", "var"], ["b"], name="batch"),
+        *written_out,
+    ]
+    if opset >= 17:
+        nodes.append(helper.make_node("LayerNormalization", ["n", "gamma"], ["y"], name="norm"))
+        del nodes[-2]
+    shape: list[int | str] = ["batch", WIDTH]
+    constants = {
+        "w": graphs.weights(WIDTH, WIDTH), "gamma": graphs.weights(WIDTH), "beta": graphs.weights(WIDTH, seed=1),
+        "var": np.ones(WIDTH, np.float32), "axes": np.array([-1]), "epsilon": np.array(1e-5, np.float32),
+    }  # fmt: skip
+    return graphs.graph_of(nodes, {"x": (TensorProto.FLOAT, shape)}, {"y": (TensorProto.FLOAT, shape)}, constants, opset)
+
+
+@pytest.mark.parametrize("opset", range(11, onnx.defs.onnx_opset_version() + 1))
+def test_every_opset(opset: int, tmp_path: Path) -> None:
+    """A block with its norms is imported from opset 11 to the newest that there is."""
+    kinds = [layer.kind for layer in import_model(of_opset(opset), tmp_path).layers]
+    assert kinds == ["residual_add", "batch_norm", "layer_norm"] + ["layer_norm"] * (opset >= 17)
+
+
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`import model.onnx --name NAME` writes NAME/VERSION into the repository, and never over what is there."""
     path = save(graphs.block(), tmp_path / "block.onnx")

@@ -30,8 +30,15 @@ _CONSTANTS: Mapping[str, NDArray[Any]] = {
     "back": np.array([0, 4, 6]),
     "ones": np.ones(2, np.float32),
     "zeros": np.zeros(2, np.float32),
+    "two_groups": np.array([1, 2], np.float32),
     "gc": np.random.default_rng(4).normal(size=(4, 1)).astype(np.float32),
     "bc": np.random.default_rng(5).normal(size=(4, 1)).astype(np.float32),
+    "image": np.array([0, 2, 2, 6]),
+    "axes23": np.array([2, 3]),
+    "axes12": np.array([1, 2]),
+    "g_channel": np.random.default_rng(6).normal(size=(2, 1, 1)).astype(np.float32),
+    "b_channel": np.random.default_rng(7).normal(size=(2, 1, 1)).astype(np.float32),
+    "g_space": np.random.default_rng(8).normal(size=(2, 6)).astype(np.float32),
     "three": np.array(3, np.float32),
 }
 
@@ -171,6 +178,22 @@ def test_group_norm() -> None:
     np.testing.assert_allclose(after, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_an_instance_norm_between_reshapes_keeps_its_own_gamma() -> None:
+    """Rule 6: with a gamma other than 1, of its groups, it is an instance norm of what it sees, no group norm."""
+    model = _model("r = Reshape x groups", "i = InstanceNormalization r two_groups zeros", "n = Reshape i back", "y = Mul n gc")
+    (probe,) = find_probes(model)
+    assert (probe.kind, probe.tensors) == ("instance_norm", {"before": "r", "after": "i"})
+    assert probe.gamma is not None
+    np.testing.assert_array_equal(probe.gamma, _CONSTANTS["two_groups"])
+
+
+def test_layer_norm_over_the_last_two_axes_of_an_image() -> None:
+    """Rule 4: a gamma with extents along the last axes says that they are normalized together: a layer norm over (H, W)."""
+    model = _model(*_over("axes23"), "y = Mul n g_space")
+    (probe,) = find_probes(model)
+    assert (probe.kind, probe.tensors) == ("layer_norm", {"before": "i", "after": "y"})
+
+
 def test_what_follows_for_others_too_is_not_part_of_the_norm() -> None:
     """Rule 5: a product that is not the only reader of the normalized values is no gamma, and neither is one with a number."""
     lines = (*_CENTRE, "q = Pow d two", "v = ReduceMean q axes", *_ROOT, "n = Div d s")
@@ -180,7 +203,23 @@ def test_what_follows_for_others_too_is_not_part_of_the_norm() -> None:
         assert (probe.tensors["after"], probe.gamma) == ("n", None)
 
 
+def _over(axes: str) -> tuple[str, ...]:
+    """A layer norm without gamma and beta over `axes` of x as an image (batch, 2, 2, 6)."""
+    return (
+        "i = Reshape x image",
+        f"m = ReduceMean i {axes}",
+        "d = Sub i m",
+        "q = Mul d d",
+        f"v = ReduceMean q {axes}",
+        *_ROOT,
+        "n = Div d s",
+    )
+
+
 _OTHERS = {
+    "over space": (*_over("axes23"), "y = Identity n"),
+    "over space, with a number for each channel": (*_over("axes23"), "p = Mul n g_channel", "y = Add p b_channel"),
+    "over space, channels last": (*_over("axes12"), "y = Identity n"),
     "length of a vector": ("q = Mul x x", "v = ReduceSum q axes", *_ROOT, "y = Div x s"),
     "scores": ("y = Div x three",),
     "no epsilon": (*_CENTRE, "q = Mul d d", "v = ReduceMean q axes", "s = Sqrt v", "y = Div d s"),

@@ -128,6 +128,18 @@ def test_identity_wins_over_projection() -> None:
     assert adds_of(nodes, _CONV) == [("x", "f")]
 
 
+@pytest.mark.parametrize("order", ["p n", "n p"])
+def test_the_shorter_of_two_projections_is_the_shortcut(order: str) -> None:
+    """Rule 5 of adds: of two sides that are one convolution of x, that without a norm is the shortcut, in either order."""
+    nodes = [
+        node("Conv", "x w", "p"),
+        node("Conv", "x w2", "c"),
+        node("BatchNormalization", "c g b m v", "n"),
+        node("Add", order, "y"),
+    ]
+    assert adds_of(nodes, _CONV | dict.fromkeys("gbmv", (4,))) == [("p", "n")]
+
+
 def test_chained_blocks() -> None:
     """Two blocks in a row are two adds, the first one's sum being the second one's identity."""
     nodes = [
@@ -191,6 +203,15 @@ _NOT_RESIDUAL: dict[str, tuple[list[onnx.NodeProto], Mapping[str, tuple[int, ...
             node("Add", "lateral up", "y"),
         ],
         _CONV | {"scales": (4,)},
+    ),
+    "embeddings of tokens and of their positions": (
+        [
+            node("Gather", "table x", "tokens"),
+            node("CumSum", "x axis", "positions"),
+            node("Gather", "places positions", "places_of"),
+            node("Add", "tokens places_of", "y"),
+        ],
+        {"table": (50, 8), "places": (16, 8), "axis": ()},
     ),
     "mask of the extents": (
         [

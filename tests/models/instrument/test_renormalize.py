@@ -89,6 +89,35 @@ def test_every_opset(opset: int) -> None:
     np.testing.assert_allclose(_run(of, {"x": case.x}), expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("wanted", ["batch", "layer", "group", "none"])
+def test_gamma_of_a_group(wanted: str) -> None:
+    """Before opset 21 gamma and beta of GroupNormalization have one number for each of its groups, which its channels share."""
+    x = CASES["group_norm"].x
+    model = graph(["y = GroupNormalization x gamma_g beta_g"], x, epsilon=EPSILON, num_groups=2)
+    model.opset_import[0].version = 18
+    gamma, beta = np.array([0.5, -2], np.float32), np.array([1, 3], np.float32)
+    model.graph.initializer.extend([numpy_helper.from_array(gamma, "gamma_g"), numpy_helper.from_array(beta, "beta_g")])
+    (probe,) = find_probes(model)
+    formula = _formula(wanted, 1, x.ndim, x.shape[1])
+    of = open_graph(model, {probe.layer: probe.tensors}, {probe.layer: Renormalization(formula, 1)})
+    (place,) = of.places.values()
+    normalized = _torch(wanted, torch.from_numpy(x), 1).numpy()
+    for feed, factor in (({}, gamma), ({place.parameters["gamma"].input: 3 * gamma}, 3 * gamma)):
+        expected = normalized * factor.repeat(2).reshape(-1, 1, 1) + beta.repeat(2).reshape(-1, 1, 1)
+        np.testing.assert_allclose(_run(of, {"x": x, **feed}), expected, atol=1e-4)
+
+
+def test_gamma_of_groups_of_unknown_channels_is_an_error() -> None:
+    """How many channels share a number must be known before the graph is built."""
+    x = CASES["group_norm"].x
+    model = graph(["y = GroupNormalization x ones_2 zeros_2"], x, epsilon=EPSILON, num_groups=2)
+    model.opset_import[0].version = 18
+    model.graph.input[0].type.tensor_type.shape.dim[1].dim_param = "channels"
+    (probe,) = find_probes(model)
+    with pytest.raises(RenormalizationError, match="groups of channels, whose number is not known"):
+        open_graph(model, {probe.layer: probe.tensors}, {probe.layer: Renormalization(None, 1)})
+
+
 def test_large_means_keep_their_digits() -> None:
     """Mean 1e4 and deviation 1: the moments of the new formula are taken in two passes."""
     x = np.random.default_rng(0).normal(1e4, 1, (1, 4, 40, 40)).astype(np.float32)
