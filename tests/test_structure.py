@@ -1,4 +1,4 @@
-"""What the folders promise to each other: which way data flows, and that every setting is documented."""
+"""What the folders promise to each other: which way data flows."""
 
 import ast
 import subprocess
@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 
 ROOT = Path(__file__).parent.parent
 _TRAINING_ONLY = {"torch", "onnxscript", "onnx_ir", "tqdm"}
