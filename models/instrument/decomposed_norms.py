@@ -23,7 +23,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from models.instrument.graph import Graph, attribute
+from models.instrument.graph import Dimension, Graph, attribute
 from models.instrument.naming import module_path
 from models.instrument.norms import DEFAULT_EPSILON, Norm, NormKind
 
@@ -75,7 +75,13 @@ def _is_over_space(graph: Graph, norm: Norm, axes: tuple[int, ...]) -> bool:
     if shape is None or len(axes) < 2 or axes != tuple(range(2, len(shape))):
         return False
     affine = [name for node in norm.nodes[2:] for name in node.input if graph.is_constant(name)]
-    return all((graph.shape(name) or np.shape(graph.constant(name)))[-1] == 1 for name in affine)
+    return all(_last_extent(graph, name) == 1 for name in affine)
+
+
+def _last_extent(graph: Graph, tensor: str) -> Dimension:
+    """Of gamma or beta, which have an axis by rule 5."""
+    value, shape = graph.constant(tensor), graph.shape(tensor)
+    return value.shape[-1] if value is not None else (shape or [None])[-1]
 
 
 def _quotient(graph: Graph, node: onnx.NodeProto) -> _Quotient | None:

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -272,7 +273,7 @@ def test_weights_outside_the_folder_are_refused(kind: str, tmp_path: Path) -> No
 
 def of_opset(opset: int) -> onnx.ModelProto:
     """x + x W, then BatchNormalization and a layer norm as the opset writes it."""
-    axes = {"axes": [-1]} if opset < 18 else {}
+    axes: dict[str, Any] = {"axes": [-1]} if opset < 18 else {}
     mean = [helper.make_node("ReduceMean", [each, "axes"][: 2 - len(axes)], [to], **axes) for each, to in (("b", "m"), ("q", "v"))]
     written_out = [
         mean[0], helper.make_node("Sub", ["b", "m"], ["d"]), helper.make_node("Mul", ["d", "d"], ["q"]), mean[1],
