@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
@@ -20,8 +19,8 @@ from models.data.batch import Batch
 from models.evaluation import accuracy, evaluation_batches
 from models.instrument.graph_file import read_graph
 from models.instrument.shapes import infer_shapes
-from models.instrument.taps import add_taps, widen
-from models.statistics.layers import BatchReducer, RunOutputs, SideLayout
+from models.observation import ObservedSession
+from models.statistics.layers import SideLayout
 
 _RESIDUAL_ADD = "residual_add"
 
@@ -83,27 +82,17 @@ def _run_all(
     values = infer_shapes(model, {}).graph
     types = {value.name: value.type.tensor_type.elem_type for value in (*values.input, *values.value_info)}
     switches = [_add_switch(model, layer, types.get(layer.tensors["residual"], onnx.TensorProto.FLOAT)) for layer in adds]
-    taps = list(dict.fromkeys(layer.tensors[side] for layer, side in layout.rows))
-    widened = widen(model, taps)
-    graph = add_taps(model, [widened.get(tap, tap) for tap in taps]).SerializeToString()
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # it warns that switches are no constants
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(artifact.folder))
-    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    names = [spec.name for spec in artifact.manifest.inputs]
-    output = artifact.manifest.outputs[artifact.manifest.scores_output or 0].name
-    reducer = BatchReducer(layout)
+    session = ObservedSession(artifact, model, layout)
     logits: list[list[NDArray[np.float32]]] = [[] for _ in (None, *switches)]
     labels, ratios = [], []
     with ThreadPoolExecutor() as workers:
         for inputs, target in batches:
-            feed = dict(zip(names, inputs, strict=True))
-            whole, *tensors = session.run([output, *(widened.get(tap, tap) for tap in taps)], feed)
-            observed = reducer.reduce(RunOutputs(dict(zip(taps, tensors, strict=True))), feed, workers)
+            feed = session.feed(inputs)
+            whole, observed = session.observe(feed, workers)
             ratios.append(observed.residual_ratio)
             logits[0].append(whole)
             for kept, (name, off) in zip(logits[1:], switches, strict=True):
-                kept.append(session.run([output], {**feed, name: off})[0])
+                kept.append(session.scores({**feed, name: off}))
             labels.append(target)
     ratio = np.concatenate(ratios)
     defined = np.isfinite(ratio)

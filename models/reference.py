@@ -8,15 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import onnx
-import onnxruntime
 
 from models.artifact import CARD, REFERENCE, Artifact, write_manifest
 from models.card import model_card
 from models.data.batch import Batch
 from models.evaluation import selection_batches
-from models.instrument.taps import add_taps, widen
-from models.statistics.layers import BatchReducer, BatchStatistics, RunOutputs, SideLayout
+from models.instrument.graph_file import read_graph
+from models.observation import ObservedSession
+from models.statistics.layers import BatchStatistics, SideLayout
 from models.statistics.moments import Moments
 from models.statistics.reference import Reference
 from models.statistics.request_values import request_values
@@ -50,19 +49,11 @@ def add_reference(artifact: Artifact, archive: Path | None = None, least: int = 
 
 def _measure(artifact: Artifact, layout: SideLayout, batches: Iterable[Batch]) -> Reference:
     """One row of values for each sample, and the moments of all channels over all samples."""
-    model = onnx.load(artifact.model_path)
-    taps = list(dict.fromkeys(each.tensor for each in layout.reductions))
-    widened = widen(model, taps)
-    outputs = [widened.get(tap, tap) for tap in taps]
-    session = onnxruntime.InferenceSession(add_taps(model, outputs).SerializeToString(), providers=["CPUExecutionProvider"])
-    names = [spec.name for spec in artifact.manifest.inputs]
-    reducer = BatchReducer(layout)
+    session = ObservedSession(artifact, read_graph(artifact.model_path), layout)
     values, moments = [], None
     with ThreadPoolExecutor() as workers:
         for inputs, _ in batches:
-            feed = dict(zip(names, inputs, strict=True))
-            tensors = dict(zip(taps, session.run(outputs, feed), strict=True))
-            observed = reducer.reduce(RunOutputs(tensors), feed, workers)
+            _, observed = session.observe(session.feed(inputs), workers)
             values.append(request_values(observed).astype(np.float32))
             channels = _channels(observed)
             moments = channels if moments is None else moments.merge(channels)

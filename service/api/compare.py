@@ -6,10 +6,10 @@ from typing import Annotated, Any, Self
 
 import numpy as np
 from fastapi import APIRouter, Query, Request, Response
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from models.statistics.moments import Floats, Moments
+from models.statistics.reference import Reference
 from service.api.answers import documented_errors, json_answer
 from service.api.layers import MAX_PATTERN_LENGTH
 from service.api.query import LAYERS_HELP
@@ -17,6 +17,7 @@ from service.api.statistics import Side
 from service.api.timerange import MOMENT_HELP, iso, parse_range
 from service.api.traffic import Choice
 from service.api.traffic_schemas import ComparisonAnswer
+from service.engine.model import ServedModel
 from service.errors import InvalidRequestError, UnknownReferenceError
 from service.state import State
 from service.statistics.comparison import Comparison, compare
@@ -50,13 +51,7 @@ def compare_statistics(request: Request, model: str, query: Annotated[CompareQue
     """How the values of single requests differ between two stretches of time: one entry for each layer, side and statistic."""
     state = State.of(request)
     served = state.repository.get(model, query.version)
-    if query.b == _REFERENCE and served.reference is None:
-        raise UnknownReferenceError(
-            f"{model} has no reference",
-            value=_REFERENCE,
-            limit=_WINDOW_HELP,
-            remedy="make one with `python -m models reference` and load the model again, or compare with a window: -2h..-1h",
-        )
+    reference = _reference_of(served) if query.b == _REFERENCE else None
     choice = Choice.of(served.manifest, query.layers, query.side)
     quantities = choice.quantities(served.traffic.series)
     now = time.time()
@@ -67,10 +62,7 @@ def compare_statistics(request: Request, model: str, query: Annotated[CompareQue
         return _Compared.of_period(period, quantities, (since, until))
 
     a = read(query.a, "a")
-    if query.b == _REFERENCE and served.reference is not None:
-        b = _Compared.of_values(served.reference.values[:, quantities])
-    else:
-        b = read(query.b, "b")
+    b = read(query.b, "b") if reference is None else _Compared.of_reference(reference, quantities)
     measured = compare(a.values, b.values, a.sketches, b.sketches)
     return json_answer(
         {
@@ -98,11 +90,22 @@ class _Compared:
         return cls(chosen, period.sketches(quantities), _described(period, ends))
 
     @classmethod
-    def of_values(cls, values: NDArray[np.float32]) -> Self:
-        """Of the samples of a reference, (n, quantities)."""
-        sketches = Sketches(values.shape[1])
-        sketches.update(values.astype(np.float64))
-        return cls(single_values(values.astype(np.float64)).pool(axis=0), sketches, {"reference": True, "samples": len(values)})
+    def of_reference(cls, reference: Reference, quantities: list[int]) -> Self:
+        values = reference.values[:, quantities].astype(np.float64)
+        sketches = Sketches(len(quantities))
+        sketches.update(values)
+        return cls(single_values(values).pool(axis=0), sketches, {"reference": True, "samples": len(reference)})
+
+
+def _reference_of(served: ServedModel) -> Reference:
+    if served.reference is None:
+        raise UnknownReferenceError(
+            f"{served.manifest.name} has no reference",
+            value=_REFERENCE,
+            limit=_WINDOW_HELP,
+            remedy="make one with `python -m models reference` and load the model again, or compare with a window: -2h..-1h",
+        )
+    return served.reference
 
 
 def _parse_window(text: str, now: float, name: str) -> tuple[float, float]:

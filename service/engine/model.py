@@ -86,7 +86,7 @@ class ServedModel:
             if all_counted
             else Batcher(f"{name}-plain", self._reader, self._run_quick, self.counters, limits, runs_at_once)
         )
-        moments = moments_of_layers(self.layout, self.reference.mean, self.reference.var) if self.reference else {}
+        moments = moments_of_layers(self.layout, self.reference.mean, self.reference.var) if self.reference is not None else {}
         self.interior = Interior(artifact, self._reader, settings, moments)
         self._places = threading.Condition()
         self._in_hand = 0
