@@ -50,8 +50,10 @@ format: $(VENV)/test.stamp       ## format the code
 train: $(VENV)/test.stamp        ## train both models (hours on a CPU) and write models/artifacts; ARCHIVE_RESNET50=, ARCHIVE_ENCODER= for local data
 	$(BIN)/python -m models train encoder --run runs/encoder $(if $(wildcard runs/encoder/checkpoint.pt),--resume) $(if $(ARCHIVE_ENCODER),--archive $(ARCHIVE_ENCODER))
 	$(BIN)/python -m models export encoder --run runs/encoder $(if $(ARCHIVE_ENCODER),--archive $(ARCHIVE_ENCODER))
+	$(BIN)/python -m models reference encoder $(if $(ARCHIVE_ENCODER),--data $(ARCHIVE_ENCODER))
 	$(BIN)/python -m models train resnet50 --run runs/resnet50 $(if $(wildcard runs/resnet50/checkpoint.pt),--resume) $(if $(ARCHIVE_RESNET50),--archive $(ARCHIVE_RESNET50))
 	$(BIN)/python -m models export resnet50 --run runs/resnet50 $(if $(ARCHIVE_RESNET50),--archive $(ARCHIVE_RESNET50))
+	$(BIN)/python -m models reference resnet50 $(if $(ARCHIVE_RESNET50),--data $(ARCHIVE_RESNET50))
 
 bench: $(VENV)/test.stamp service/statistics/observe.so  ## print the table of speeds
 	$(BIN)/python -m tests.benchmarks.overhead
