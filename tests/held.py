@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -16,22 +17,50 @@ from service.__main__ import main
 from service.engine.session import Feed, RunResult, Sessions
 
 
-class HeldRuns:
-    """What the runs of all models do first: they tell of themselves and wait. Warming up is not held."""
+class Held:
+    """What some calls do first: they tell that they began, and wait."""
 
     def __init__(self) -> None:
-        self.sizes: list[int] = []
         self.began, self._released = threading.Semaphore(0), threading.Semaphore(0)
+
+    def wait(self) -> None:
+        """Blocks a call."""
+        self.began.release()
+        self._released.acquire()
+
+    def release(self, calls: int = 1) -> None:
+        """Lets so many calls go on, also such as have not begun."""
+        self._released.release(calls)
+
+
+@contextmanager
+def held_calls(owner: Any, name: str) -> Iterator[Held]:
+    """Holds the calls of a function, which its users find as an attribute of `owner`; lets all go in the end."""
+    held, function = Held(), getattr(owner, name)
+
+    def call(*args: Any, **options: Any) -> Any:
+        held.wait()
+        return function(*args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, name, call)
+        try:
+            yield held
+        finally:
+            held.release(1000)
+
+
+class HeldRuns(Held):
+    """What the runs of all models do first. Warming up is not held."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
 
     def __call__(self, size: int) -> None:
         """Blocks the run of `size` inputs."""
         self.sizes.append(size)
-        self.began.release()
-        self._released.acquire()
-
-    def release(self, runs: int = 1) -> None:
-        """Lets so many runs go on, also such as have not begun."""
-        self._released.release(runs)
+        self.wait()
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
 from models.artifact import Manifest
+from service.api.large_json import read_large_json
 from service.errors import (
     BodyTooLargeError,
     InvalidHttpError,
@@ -28,6 +29,9 @@ from service.settings import Settings
 
 _IMAGE_TYPES = "an image/* body, multipart/form-data with `image` parts, or application/json"
 _TEXT_TYPES = "application/json"
+_ASIDE_BYTES = 1 << 16  # of JSON, from here on reading it would hold up the event loop
+_AROUND_BYTES = 1 << 16  # of a large JSON body beside its inputs, more than 100 changes take
+_AROUND_INPUT_BYTES = 1 << 9  # for each input, if it is short as well
 _BASE64_PART = 1 << 20  # characters, a multiple of 4
 _MULTIPART_PART = 1 << 18  # bytes
 _DROPPED_BYTES = 100_000_000
@@ -55,7 +59,7 @@ async def read_inputs(request: Request, manifest: Manifest, settings: Settings) 
     body = await read_body(request, settings.max_body_bytes)
     inputs: list[bytes] | list[str]
     if is_json:
-        inputs = await _checked_inputs(_json_object(body, ("inputs",)), manifest, settings)
+        inputs, _ = await _read_json(body, ("inputs",), settings, takes_images=takes_images)
     elif media_type == "multipart/form-data":
         inputs = await _multipart_images(request.headers, body)
     else:
@@ -73,7 +77,7 @@ async def read_json_inputs(
         As for `read_inputs`.
     """
     media_type = _media_type(request)
-    _takes_images(manifest)
+    takes_images = _takes_images(manifest)
     if not _is_json(media_type):
         raise UnsupportedMediaTypeError(
             f"a body of type {media_type or '(none)'} cannot hold {field}",
@@ -81,14 +85,23 @@ async def read_json_inputs(
             limit=_TEXT_TYPES,
             remedy=f"send {_TEXT_TYPES} with inputs and {field}, images as base64, and set Content-Type",
         )
-    content = _json_object(await read_body(request, settings.max_body_bytes), ("inputs", field))
-    return await _checked_inputs(content, manifest, settings), content[field]
+    body = await read_body(request, settings.max_body_bytes)
+    inputs, content = await _read_json(body, ("inputs", field), settings, takes_images=takes_images)
+    return inputs, content[field]
 
 
-async def _checked_inputs(content: dict[str, Any], manifest: Manifest, settings: Settings) -> list[bytes] | list[str]:
-    texts = _texts(content["inputs"])
-    _check_count(len(texts), settings.max_inputs)
-    return await run_in_threadpool(_all_from_base64, texts) if _takes_images(manifest) else texts
+async def _read_json(
+    body: bytes, fields: tuple[str, ...], settings: Settings, *, takes_images: bool
+) -> tuple[list[bytes] | list[str], dict[str, Any]]:
+    """The inputs of a JSON object, and the whole of it."""
+
+    def read() -> tuple[list[bytes] | list[str], dict[str, Any]]:
+        content = _json_object(body, fields, settings.max_inputs)
+        texts = _texts(content["inputs"])
+        _check_count(len(texts), settings.max_inputs)
+        return [from_base64(i, text) for i, text in enumerate(texts)] if takes_images else texts, content
+
+    return read() if len(body) < _ASIDE_BYTES else await run_in_threadpool(read)
 
 
 def _takes_images(manifest: Manifest) -> bool:
@@ -178,13 +191,16 @@ def _too_large(size: object, max_bytes: int) -> BodyTooLargeError:
     )
 
 
-def _json_object(body: bytes, fields: tuple[str, ...]) -> dict[str, Any]:
+def _json_object(body: bytes, fields: tuple[str, ...], max_inputs: int) -> dict[str, Any]:
     """An object with these fields, `inputs` first, and no others."""
+    is_large = len(body) >= _ASIDE_BYTES
     try:
-        content: Any = orjson.loads(body)
+        content: Any = read_large_json(body, _AROUND_BYTES + _AROUND_INPUT_BYTES * max_inputs) if is_large else orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise InvalidRequestError(
-            f"the body is not JSON ({error})", value=f"{len(body)} bytes", remedy='send {"inputs": "..."}'
+            f"the body is not JSON ({error.msg if is_large else error})",
+            value=f"{len(body)} bytes",
+            remedy='send {"inputs": "..."}',
         ) from None
     for field in fields:
         if not isinstance(content, dict) or field not in content:
@@ -216,10 +232,6 @@ def _texts(inputs: Any) -> list[str]:
                 remedy="send a text, or an image as base64",
             )
     return items
-
-
-def _all_from_base64(texts: list[str]) -> list[bytes]:
-    return [from_base64(i, text) for i, text in enumerate(texts)]
 
 
 def from_base64(index: int, text: str) -> bytes:
