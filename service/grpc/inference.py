@@ -6,22 +6,23 @@ from google.protobuf.message import Message
 
 from service.api.oip.inputs import read_items
 from service.api.oip.interface import ModelInterface
-from service.api.oip.outputs import ASIDE_OUTPUTS, WantedOutput, choose_outputs, make_outputs
+from service.api.oip.outputs import WantedOutput, choose_outputs, make_outputs, takes_long
 from service.api.oip.request import InferRequest, parse_request
 from service.engine.inputs import Item
 from service.grpc.messages import InferenceRequest, make_inference, read_inference
 from service.settings import Settings
 from service.state import State
 
-_ASIDE_BYTES = 1 << 16  # of typed contents, from here on reading them would hold up the event loop
+_ASIDE_BYTES = 1 << 16  # of a message, from here on reading its tensors could hold up the event loop
 
 
-async def infer(state: State, request: InferenceRequest, time_left_s: float | None) -> Message:
+async def infer(state: State, request: InferenceRequest, size: int, time_left_s: float | None) -> Message:
     """Runs the model on the inputs of a request.
 
     Args:
         state: of the app.
         request: of the generated class.
+        size: bytes of its message.
         time_left_s: until the client gives up, None if it does not; the work is dropped then.
 
     Raises:
@@ -29,10 +30,9 @@ async def infer(state: State, request: InferenceRequest, time_left_s: float | No
     """
     with state.repository.reserve(request.model_name, request.model_version or None) as served:
         interface = ModelInterface.of(served)
-        large = not request.raw_input_contents and request.ByteSize() >= _ASIDE_BYTES
         wanted, chosen, items = (
             await asyncio.to_thread(_understand, request, interface, state.settings)
-            if large
+            if size >= _ASIDE_BYTES
             else _understand(request, interface, state.settings)
         )
         outcomes, timing = await served.predict(
@@ -49,11 +49,11 @@ async def infer(state: State, request: InferenceRequest, time_left_s: float | No
         parameters = {"truncated_texts": cut} if cut else {}
         return make_inference(manifest.name, manifest.version, request.id, parameters, make_outputs(chosen, outcomes, interface))
 
-    return encode() if len(chosen) < ASIDE_OUTPUTS else await asyncio.to_thread(encode)
+    return await asyncio.to_thread(encode) if takes_long(chosen, outcomes, interface) else encode()
 
 
 def _understand(
     request: InferenceRequest, interface: ModelInterface, settings: Settings
 ) -> tuple[InferRequest, list[WantedOutput], list[Item]]:
-    wanted = parse_request(*read_inference(request), interface, settings.max_inputs)
+    wanted = parse_request(*read_inference(request), interface, settings)
     return wanted, choose_outputs(wanted, interface, settings.max_statistics_values), read_items(wanted.tensors, interface)

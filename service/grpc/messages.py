@@ -14,7 +14,7 @@ from grpc_reflection.v1alpha import reflection
 from tritonclient.grpc import service_pb2
 
 from service.api.oip.binary import to_binary
-from service.api.oip.datatypes import BYTES, Tensor
+from service.api.oip.datatypes import BYTES, Tensor, in_slices
 from service.errors import InvalidRequestError
 
 _DESCRIPTOR = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
@@ -74,10 +74,6 @@ class InferenceRequest(Protocol):
     model_name: str
     model_version: str
     id: str
-    raw_input_contents: Sequence[bytes]
-
-    def ByteSize(self) -> int:  # noqa: N802  # protobuf's name
-        """Of the whole message."""
 
 
 def read_request(method: str, data: bytes) -> Any:
@@ -172,7 +168,7 @@ def _typed_values(tensor: Any, *, raw_is_given: bool) -> list[Any]:
             limit=allowed,
             remedy=f"send its values in {allowed} alone",
         )
-    return list(getattr(tensor.contents, given[0])) if given else []
+    return [value for part in in_slices(getattr(tensor.contents, given[0])) for value in part] if given else []
 
 
 def make_reply(method: str, fields: Fields) -> Message:

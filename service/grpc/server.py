@@ -94,7 +94,7 @@ class GrpcServer:
             await asyncio.wait(cut)
         await self._server.stop(None)
 
-    def _single(self, name: str, answer: Callable[[Any, Context], Awaitable[Message]]) -> Behaviour:
+    def _single(self, name: str, answer: Callable[[Any, int, Context], Awaitable[Message]]) -> Behaviour:
         """The behaviour of a method that answers one message by one."""
 
         async def behave(requests: object, context: Context) -> None:
@@ -102,9 +102,10 @@ class GrpcServer:
                 with self._calls.observe(name, context) as observed:
                     if name not in ALWAYS_OPEN and (overload := self._calls.overload) is not None:
                         raise overload
-                    request = read_request(name, await self._message(context))
+                    message = await self._message(context)
+                    request = read_request(name, message)
                     observed.model = model_of(request)
-                    reply = await answer(request, context)
+                    reply = await answer(request, len(message), context)
                 await context.write(reply)
 
         return behave
@@ -121,7 +122,7 @@ class GrpcServer:
         return message
 
     def _describes(self, name: str, method: Method) -> Behaviour:
-        async def answer(request: Any, context: Context) -> Message:
+        async def answer(request: Any, size: int, context: Context) -> Message:
             return make_reply(name, await method(request))
 
         return self._single(name, answer)
@@ -136,8 +137,8 @@ class GrpcServer:
 
         return self._describes(name, refuse)
 
-    async def _infer(self, request: Any, context: Context) -> Message:
-        return await infer(self._state, request, time_left(context))
+    async def _infer(self, request: Any, size: int, context: Context) -> Message:
+        return await infer(self._state, request, size, time_left(context))
 
     async def _stream(self, requests: object, context: Context) -> None:
         async with self._calls.hold(context):
@@ -164,6 +165,6 @@ class GrpcServer:
             with self._calls.observe(_STREAM, context) as observed:
                 request = read_request(_STREAM, message)
                 observed.model = model_of(request)
-                return in_stream(await infer(self._state, request, time_left(context)))
+                return in_stream(await infer(self._state, request, len(message), time_left(context)))
         except CallFailedError as failed:
             return error_in_stream(request, failed.text)

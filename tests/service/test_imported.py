@@ -203,7 +203,7 @@ def test_tensors_only(server: httpx.Client) -> None:
     assert "/v2/models/block/infer" in error["remedy"]
     raw = server.post("/v2/models/block/infer", content=b"bytes", headers={"Inference-Header-Content-Length": "0"})
     assert raw.status_code == 400
-    assert "send JSON with x" in raw.json()["error"]
+    assert "5 bytes, FP32 of shape" in raw.json()["error"]
 
 
 def test_a_model_without_layers(server: httpx.Client) -> None:

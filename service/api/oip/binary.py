@@ -3,6 +3,7 @@
 Elements are little-endian, row-major, without padding; an element of BYTES is its length (uint32) and then its bytes.
 """
 
+import contextlib
 import math
 import struct
 from collections.abc import Sequence
@@ -32,10 +33,10 @@ def from_binary(name: str, datatype: str, shape: Sequence[int], data: memoryview
             limit=expected,
             remedy="send as many bytes as the shape holds",
         )
-    if dtype.kind == "b" and max(data, default=0) > 1:
+    if dtype.kind == "b" and (largest := int(np.frombuffer(data, np.uint8).max(initial=0))) > 1:
         raise InvalidRequestError(
             f"tensor {name}: a byte of BOOL data is neither 0 nor 1",
-            value=max(data),
+            value=largest,
             limit=1,
             remedy="send 0 for false, 1 for true",
         )
@@ -44,17 +45,15 @@ def from_binary(name: str, datatype: str, shape: Sequence[int], data: memoryview
 
 def _elements(name: str, count: int, data: memoryview) -> list[bytes | str]:
     elements: list[bytes | str] = []
-    position = 0
-    while position < len(data) and len(elements) < count:
-        start = position + _LENGTH.size
-        if start > len(data):
-            break
-        (length,) = _LENGTH.unpack_from(data, position)
-        position = start + length
-        if position > len(data):
-            break
-        elements.append(bytes(data[start:position]))
-    if position != len(data) or len(elements) != count:
+    end = 0
+    if _LENGTH.size * count <= len(data):
+        whole = bytes(data)
+        with contextlib.suppress(struct.error):  # where the data end too early
+            for _ in range(count):
+                start = end + _LENGTH.size
+                end = start + _LENGTH.unpack_from(whole, end)[0]
+                elements.append(whole[start:end])
+    if end != len(data) or len(elements) != count:
         raise InvalidRequestError(
             f"tensor {name}: {len(data)} bytes of binary data are not {count} elements of BYTES",
             value=len(data),

@@ -1,12 +1,13 @@
 """Tensors of the protocol as JSON lists: data, flat or nested, to values and back, for every datatype. Knows no model."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
 from service.errors import InvalidRequestError
@@ -30,6 +31,9 @@ NUMPY_TYPES: Mapping[str, np.dtype[Any]] = {
     }.items()
 }
 """The datatypes beside BYTES, as they lie in binary data: little-endian."""
+
+_SLICE = 1 << 14  # elements
+T = TypeVar("T")
 
 Values = NDArray[Any] | Sequence[bytes | str]
 """An array of the tensor's shape; of BYTES the elements in row-major order: bytes as they came in binary data, strings in JSON."""
@@ -62,16 +66,25 @@ def from_json(name: str, datatype: str, shape: Sequence[int], data: Any) -> Valu
         InvalidRequestError: not an array, not of this shape, elements of another type, or out of the datatype's range.
     """
     flat = _flatten(name, shape, data)
-    types = set(map(type, flat))
     allowed, wanted = _json_types(datatype)
-    if not types <= allowed:
-        found = ", ".join(_JSON_NAMES[kind] for kind in types - allowed)
-        raise InvalidRequestError(
-            f"tensor {name}: {datatype} takes {wanted}, not {found}", value=found, limit=wanted, remedy=f"send {wanted} in data"
-        )
+    for part in in_slices(flat):
+        if strangers := set(map(type, part)) - allowed:
+            found = ", ".join(_JSON_NAMES[kind] for kind in strangers)
+            raise InvalidRequestError(
+                f"tensor {name}: {datatype} takes {wanted}, not {found}", value=found, limit=wanted, remedy=f"send {wanted} in data"
+            )
     if datatype == BYTES:
         return flat
     return _to_array(name, datatype, flat).reshape(shape)
+
+
+def in_slices(elements: Sequence[T]) -> Iterator[Sequence[T]]:
+    """The elements in slices, each of which keeps the interpreter from the event loop for a moment only."""
+    if len(elements) <= _SLICE:
+        yield elements
+        return
+    for start in range(0, len(elements), _SLICE):
+        yield elements[start : start + _SLICE]
 
 
 def _json_types(datatype: str) -> tuple[set[type], str]:
@@ -112,18 +125,25 @@ def _unnest(data: list[Any], shape: Sequence[int]) -> list[Any] | None:
     if len(data) != shape[0]:
         return None
     for extent in shape[1:]:
-        if not set(map(type, data)) <= {list} or not set(map(len, data)) <= {extent}:
-            return None
-        data = list(chain.from_iterable(data))
+        inner: list[Any] = []
+        for part in in_slices(data):
+            if not set(map(type, part)) <= {list} or not set(map(len, part)) <= {extent}:
+                return None
+            inner.extend(chain.from_iterable(part))
+        data = inner
     return data
 
 
 def _to_array(name: str, datatype: str, flat: list[Any]) -> NDArray[Any]:
     dtype = NUMPY_TYPES[datatype]
+    wide = np.empty(len(flat), np.float64 if dtype.kind == "f" else dtype)
     try:
+        position = 0
+        for part in in_slices(flat):
+            wide[position : position + len(part)] = np.array(part, wide.dtype)
+            position += len(part)
         if dtype.kind != "f":
-            return np.array(flat, dtype)
-        wide = np.array(flat, np.float64)
+            return wide
         with np.errstate(over="ignore"):
             values = wide.astype(dtype)
         if np.array_equal(np.isinf(values), np.isinf(wide)):
@@ -152,7 +172,11 @@ def to_json(tensor: Tensor) -> Any:
                 limit="finite numbers in JSON",
                 remedy="ask for binary data: the parameter binary_data of the output, or binary_data_output of the request",
             )
-        return np.ascontiguousarray(values).ravel()
+        flat = np.ascontiguousarray(values).ravel()
+        if len(flat) <= _SLICE:
+            return flat
+        parts = (orjson.dumps(part, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1] for part in in_slices(flat))
+        return orjson.Fragment(b"[%b]" % b",".join(parts))
     try:
         return [value if isinstance(value, str) else value.decode() for value in values]
     except UnicodeDecodeError:

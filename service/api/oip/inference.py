@@ -9,8 +9,9 @@ from service.api.oip import body
 from service.api.oip.documentation import ModelName, VersionName, documented_inference
 from service.api.oip.inputs import read_items
 from service.api.oip.interface import ModelInterface
-from service.api.oip.outputs import ASIDE_OUTPUTS, WantedOutput, choose_outputs, make_outputs
-from service.api.oip.request import InferRequest, parse_request, raw_request
+from service.api.oip.outputs import WantedOutput, choose_outputs, make_outputs, takes_long
+from service.api.oip.raw_request import raw_request
+from service.api.oip.request import InferRequest, parse_request
 from service.api.oip.response import answer, encode_answer
 from service.engine.calls import Outcome
 from service.engine.inputs import Item
@@ -18,7 +19,7 @@ from service.settings import Settings
 from service.state import State
 
 _WORTH_COMPRESSING_BYTES = 1024
-_ASIDE_BYTES = 1 << 16  # of JSON, from here on reading it would hold up the event loop
+_ASIDE_BYTES = 1 << 16  # of a body, from here on reading it could hold up the event loop
 
 router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
 
@@ -42,7 +43,7 @@ async def _infer(request: Request, model: str, version: str | None) -> Response:
         received = await body.read(request, state.settings.max_body_bytes)
         wanted, chosen, items = (
             _understand(received, interface, state.settings)
-            if received.content is None or len(received.content) < _ASIDE_BYTES
+            if len(received.content or b"") + len(received.binary) < _ASIDE_BYTES
             else await run_in_threadpool(_understand, received, interface, state.settings)
         )
         outcomes, timing = await served.predict(
@@ -57,7 +58,7 @@ async def _infer(request: Request, model: str, version: str | None) -> Response:
         head = _head(interface, wanted.id, outcomes)
         return encode_answer(head, chosen, make_outputs(chosen, outcomes, interface))
 
-    content, json_length = encode() if len(chosen) < ASIDE_OUTPUTS else await run_in_threadpool(encode)
+    content, json_length = await run_in_threadpool(encode) if takes_long(chosen, outcomes, interface) else encode()
     if len(content) < _WORTH_COMPRESSING_BYTES:
         return answer(content, json_length, None)
     encoding = body.choose_encoding(request.headers.get("accept-encoding", ""))
@@ -71,7 +72,7 @@ def _understand(
     wanted = (
         raw_request(interface, received.binary)
         if received.content is None
-        else parse_request(body.parse_json(received.content), received.binary, interface, settings.max_inputs)
+        else parse_request(body.parse_json(received.content), received.binary, interface, settings)
     )
     return wanted, choose_outputs(wanted, interface, settings.max_statistics_values), read_items(wanted.tensors, interface)
 

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.api.bodies import from_base64
-from service.api.oip.datatypes import BYTES, Tensor
+from service.api.oip.datatypes import BYTES, Tensor, in_slices
 from service.api.oip.interface import ModelInterface
 from service.engine.inputs import Item, TensorInput
 from service.errors import InvalidRequestError
@@ -35,8 +35,12 @@ def read_items(tensors: Sequence[Tensor], interface: ModelInterface) -> list[Ite
 def _read_array(tensor: Tensor) -> NDArray[Any]:
     if tensor.datatype != BYTES:
         return np.asarray(tensor.values)
-    texts = [_read_text(i, value) for i, value in enumerate(tensor.values)]
-    return np.array(texts, object).reshape(tensor.shape)
+    array = np.empty(len(tensor.values), object)
+    position = 0
+    for part in in_slices(tensor.values):
+        array[position : position + len(part)] = [_read_text(i, value) for i, value in enumerate(part, position)]
+        position += len(part)
+    return array.reshape(tensor.shape)
 
 
 def _read_image(index: int, value: bytes | str) -> bytes:

@@ -15,8 +15,7 @@ from service.api.oip.request import InferRequest, RequestedOutput
 from service.engine.calls import Outcome
 from service.errors import InvalidRequestError, TooManyValuesError
 
-ASIDE_OUTPUTS = 100
-"""From so many on, making the tensors would hold up an event loop."""
+_MANY_OUTPUTS, _MANY_VALUES = 100, 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +83,16 @@ def _check_values(count: int, chosen: Sequence[WantedOutput], limit: int) -> Non
             limit=limit,
             remedy="name fewer statistics in outputs, send fewer inputs, or raise NORMSCOPE_MAX_STATISTICS_VALUES",
         )
+
+
+def takes_long(chosen: Sequence[WantedOutput], outcomes: Sequence[Outcome], interface: ModelInterface) -> bool:
+    """Whether there is so much in the outputs that making and encoding them would hold up an event loop."""
+    if len(chosen) >= _MANY_OUTPUTS:
+        return True
+    names = {output.name for output in chosen}
+    indexes = [i for i, name in enumerate(interface.outputs) if name in names]
+    statistics = sum(output.statistic.width or 0 for output in chosen if output.statistic is not None)
+    return sum(statistics + sum(outcome.outputs[i].size for i in indexes) for outcome in outcomes) >= _MANY_VALUES
 
 
 def make_outputs(chosen: Sequence[WantedOutput], outcomes: Sequence[Outcome], interface: ModelInterface) -> list[Tensor]:

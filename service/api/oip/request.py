@@ -1,5 +1,6 @@
 """An inference request of the protocol: JSON and binary data in, a request whose every tensor fits the model out. Knows no HTTP."""
 
+import math
 import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from service.api.oip.parameters import (
 )
 from service.api.schemas import Level
 from service.errors import InvalidRequestError
+from service.settings import Settings
 
 _REQUEST = "the request"
 _MICROSECONDS = 1_000_000
@@ -54,29 +56,14 @@ class InferRequest:
     timeout_s: float | None = None
 
 
-def raw_request(interface: ModelInterface, data: memoryview) -> InferRequest:
-    """The request whose whole body is one encoded image or text, without JSON; its answer is binary.
-
-    Raises:
-        InvalidRequestError: the model takes neither.
-    """
-    if interface.encoded is None:
-        raise InvalidRequestError(
-            f"{interface.manifest.name} takes tensors, neither photos nor texts",
-            limit=list(interface.inputs),
-            remedy=f"send JSON with {interface.describe_ways()}",
-        )
-    return InferRequest(None, (Tensor(interface.encoded.name, BYTES, (1,), [bytes(data)]),), binary=True)
-
-
-def parse_request(content: Mapping[str, Any], binary: memoryview, interface: ModelInterface, max_inputs: int) -> InferRequest:
+def parse_request(content: Mapping[str, Any], binary: memoryview, interface: ModelInterface, settings: Settings) -> InferRequest:
     """Checks a request against the model.
 
     Args:
         content: its JSON.
         binary: the binary data of its inputs, in their order.
         interface: of the model.
-        max_inputs: the largest batch.
+        settings: with the largest batch, and the most numbers in one of its inputs.
 
     Raises:
         InvalidRequestError: anything in it is not as the protocol or the model has it.
@@ -91,7 +78,7 @@ def parse_request(content: Mapping[str, Any], binary: memoryview, interface: Mod
     timeout_us = read_count(_REQUEST, parameters, "timeout")
     return InferRequest(
         identity,
-        _read_inputs(_objects(content, "inputs"), binary, interface, max_inputs),
+        _read_inputs(_objects(content, "inputs"), binary, interface, settings),
         tuple(map(_read_output, _objects(content, "outputs"))),
         read_flag(_REQUEST, parameters, "binary_data_output"),
         _read_level(parameters),
@@ -124,7 +111,7 @@ def _read_level(parameters: Parameters) -> Level:
 
 
 def _read_inputs(
-    entries: list[dict[str, Any]], binary: memoryview, interface: ModelInterface, max_inputs: int
+    entries: list[dict[str, Any]], binary: memoryview, interface: ModelInterface, settings: Settings
 ) -> tuple[Tensor, ...]:
     tensors: dict[str, Tensor] = {}
     extents: dict[int | str, int] = {}
@@ -139,7 +126,9 @@ def _read_inputs(
                 limit=list(interface.inputs),
                 remedy=f"send {interface.describe_ways()}",
             )
-        shape = _read_shape(entry, declared, extents, max_inputs if interface.manifest.batched else None)
+        shape = _read_shape(entry, declared, extents, settings.max_inputs if interface.manifest.batched else None)
+        if declared.datatype == BYTES:
+            _check_elements(name, math.prod(shape[1:] if interface.manifest.batched else shape), settings.max_batch_elements)
         parameters = read_parameters(f"input {name}", entry)
         refuse_shared_memory(f"input {name}", parameters)
         size = read_count(f"input {name}", parameters, "binary_data_size")
@@ -163,6 +152,17 @@ def _read_inputs(
             remedy="give each binary input its binary_data_size, in the order of the data",
         )
     return _one_way(tensors, interface)
+
+
+def _check_elements(name: str, elements: int, limit: int) -> None:
+    """Refuses strings that the engine would refuse, before each is read by itself."""
+    if elements > limit:
+        raise InvalidRequestError(
+            f"one input of {name} has {elements} strings, more than {limit}",
+            value=elements,
+            limit=limit,
+            remedy="send a smaller one, or raise NORMSCOPE_MAX_BATCH_ELEMENTS",
+        )
 
 
 def _one_way(tensors: Mapping[str, Tensor], interface: ModelInterface) -> tuple[Tensor, ...]:

@@ -87,6 +87,11 @@ def test_clients_that_leave_and_a_server_that_stops(small_repository: SmallRepos
     _run_client("held", {"NORMSCOPE_MODEL_REPOSITORY": str(small_repository.folder)})
 
 
+def test_large_calls_hold_up_nobody() -> None:
+    """The client starts a server in its own process, where it can hold what the server does."""
+    _run_client("aside", {})
+
+
 def test_each_request_has_a_span(small_repository: SmallRepository) -> None:
     """With a collector in the environment, each request over gRPC, also each of a stream, is one span by its method, below that of
     the client, with code, model and id, and with its phases below it; health has none."""
