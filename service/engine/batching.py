@@ -9,23 +9,30 @@ it is owns it alone, chooses a batch, passes the turn on and runs the batch. Who
    share, and when the few jobs that wait are all there is to do, one run gets all threads;
 4. a batch that fails runs again one by one, so that one poisonous input fails alone;
 5. calls that are complete are handed back, all of a batch with one wake-up of the event loop.
+
+Whatever goes wrong in between fails the calls that it concerns; the threads live as long as the batcher.
 """
 
 import asyncio
+import contextlib
 import logging
 import queue
+import re
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
-from models.preprocessing import InvalidInputError
 from service.engine.calls import Call, Job, Outcome
 from service.engine.counters import Counters
 from service.engine.inputs import InputReader, TensorInput
 from service.errors import ModelRunError
 
+_SOURCE = re.compile(
+    r"\S*/\S+:\d+ .*?(was false\. |$)"
+)  # a place in the runtime's sources, with the condition that is checked there
 _log = logging.getLogger("normscope")
 
 
@@ -104,16 +111,24 @@ class Batcher:
     def _work(self) -> None:
         while True:
             with self._turn:
-                self._take_arrivals()
-                if not self._waiting:
-                    if self._closed:
-                        return
+                try:
+                    self._take_arrivals()
+                    if not self._waiting:
+                        if self._closed:
+                            return
+                        continue
+                    batch, alone = self._next_batch()
+                except Exception as error:
+                    jobs = [*self._arrived, *self._waiting]
+                    self._arrived, self._waiting = [], []
+                    _give_up(jobs, error)
                     continue
-                batch, alone = self._next_batch()
                 with self._count:
                     self._running += 1
             try:
                 self._run_batch(batch, alone=alone)
+            except Exception as error:  # not of the run itself
+                _give_up(batch, error)
             finally:
                 with self._count:
                     self._running -= 1
@@ -152,16 +167,26 @@ class Batcher:
         texts = [(job, job.item) for job in jobs if isinstance(job.item, str)]
         if texts:
             start = time.perf_counter_ns()
-            rows = self._reader.texts([text for _, text in texts])
+            rows = self._tokenized([text for _, text in texts])
             spent = time.perf_counter_ns() - start
             for call, count in Counter(job.call for job, _ in texts).items():
                 call.spend(count, input_ns=spent)
             for (job, _), row in zip(texts, rows, strict=True):
-                if isinstance(row, InvalidInputError):
+                if isinstance(row, Exception):
                     fail(job.call, row)
                 else:
                     job.row = row
         return [job for job in jobs if job.row is not None]
+
+    def _tokenized(self, texts: list[str]) -> Sequence[TensorInput | Exception]:
+        """Rows, or errors in their place; where the tokenizer itself fails, of each text by itself."""
+        try:
+            return self._reader.texts(texts)
+        except BaseException as error:  # the panic of a tokenizer is no Exception
+            if len(texts) > 1:
+                return [row for text in texts for row in self._tokenized([text])]
+            _log.error("the tokenizer failed", exc_info=error)
+            return [error if isinstance(error, Exception) else RuntimeError(f"the tokenizer failed: {error}")]
 
     def _next_batch(self) -> tuple[list[Job], bool]:
         """The batch, and whether it is all there is to do."""
@@ -194,7 +219,7 @@ class Batcher:
         for call in finished:
             by_loop.setdefault(call.loop, []).append(call)
         for loop, calls in by_loop.items():
-            loop.call_soon_threadsafe(_resolve, calls)
+            _call_soon(loop, partial(_resolve, calls))
 
 
 def share(waiting: int, running: int, threads: int) -> tuple[int, bool]:
@@ -210,7 +235,19 @@ def share(waiting: int, running: int, threads: int) -> tuple[int, bool]:
 def fail(call: Call, error: Exception) -> None:
     """Ends a call with an error, from any thread."""
     call.fail(error)
-    call.loop.call_soon_threadsafe(call.resolve)
+    _call_soon(call.loop, call.resolve)
+
+
+def _give_up(jobs: Iterable[Job], error: Exception) -> None:
+    """Ends the calls of jobs with a fault of the batcher's own."""
+    _log.error("the batcher failed", exc_info=error)
+    for job in jobs:
+        fail(job.call, error)
+
+
+def _call_soon(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        loop.call_soon_threadsafe(callback)
 
 
 def _resolve(calls: Iterable[Call]) -> None:
@@ -232,8 +269,8 @@ def _row(job: Job) -> TensorInput:
 def run_error(error: Exception) -> Exception:
     """What a client may know of a failed run: the runtime's words about the input, without names of files and nodes."""
     _log.warning("a run failed: %s", error)
-    _, found, status = str(error).partition("Status Message:")
-    reason = status.strip().splitlines()[0][:200] if found and status.strip() else type(error).__name__
+    status = str(error).partition("Status Message:")[2].partition("\n")[0].strip()
+    reason = _SOURCE.sub("", status)[:200] or type(error).__name__
     return ModelRunError(
         f"the model cannot run on this input ({reason})",
         value=reason,

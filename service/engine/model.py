@@ -15,6 +15,7 @@ from service.engine.changes import moments_of_layers
 from service.engine.counters import Counters
 from service.engine.graph import prepare
 from service.engine.inputs import InputReader, Item, TensorInput
+from service.engine.inputs_in_hand import InputsInHand
 from service.engine.interior import Interior
 from service.engine.session import Sessions
 from service.errors import DeadlineExceededError, InvalidRequestError, OverloadedError
@@ -76,7 +77,8 @@ class ServedModel:
         name = f"{self.manifest.name}-{self.manifest.version}"
         self._decoders = ThreadPoolExecutor(threads, thread_name_prefix=f"decode-{name}")
         self._reducers = ThreadPoolExecutor(threads, thread_name_prefix=f"reduce-{name}")
-        self._max_elements = max(settings.max_batch_elements, self._reader.example().elements)
+        self._usual_elements = self._reader.example().elements
+        self._max_elements = max(settings.max_batch_elements, self._usual_elements)
         max_size = settings.max_batch_size if self.manifest.batched else 1
         limits = BatchLimits(max_size, settings.max_batch_elements, settings.max_queue_delay_ms / 1000)
         runs_at_once = self._tapped.runs_at_once
@@ -88,6 +90,7 @@ class ServedModel:
         )
         moments = moments_of_layers(self.layout, self.reference.mean, self.reference.var) if self.reference is not None else {}
         self.interior = Interior(artifact, self._reader, settings, moments)
+        self._inputs = InputsInHand(self.manifest.name, settings.max_queue * self._max_elements)
         self._places = threading.Condition()
         self._in_hand = 0
         self._closed = False
@@ -149,22 +152,24 @@ class ServedModel:
             InvalidRequestError: an input is larger than a batch may be.
             ModelRunError: the model fails on an input.
             DeadlineExceededError: the time is over.
+            OverloadedError: too many inputs are in hand.
         """
         limit_s = self._settings.request_timeout_s
         timeout_s = limit_s if timeout_s is None else min(timeout_s, limit_s)
-        call = Call(items, statistics=statistics, channels=channels, timeout_s=timeout_s)
-        batcher = self._watching if statistics else self._quick
-        expiry = call.loop.call_later(timeout_s, _expire, call, timeout_s)
-        try:
-            for job in call.jobs:
-                self._enqueue(job, batcher)
-            outcomes = await call.future
-        except BaseException:
-            call.abandoned = True
-            self.counters.count_failure(time.perf_counter_ns() - call.started_ns)
-            raise
-        finally:
-            expiry.cancel()
+        with self._inputs.hold(sum(map(self._elements, items))):
+            call = Call(items, statistics=statistics, channels=channels, timeout_s=timeout_s)
+            batcher = self._watching if statistics else self._quick
+            expiry = call.loop.call_later(timeout_s, _expire, call, timeout_s)
+            try:
+                for job in call.jobs:
+                    self._enqueue(job, batcher)
+                outcomes = await call.future
+            except BaseException:
+                call.abandoned = True
+                self.counters.count_failure(time.perf_counter_ns() - call.started_ns)
+                raise
+            finally:
+                expiry.cancel()
         total = time.perf_counter_ns() - call.started_ns
         queued = max(total - call.input_ns - call.infer_ns - call.output_ns, 0)
         self.counters.count_success(total, queued, call.input_ns, call.infer_ns, call.output_ns)
@@ -190,6 +195,9 @@ class ServedModel:
             return
         job.call.spend(1, input_ns=time.perf_counter_ns() - start)
         batcher.put(job)
+
+    def _elements(self, item: Item) -> int:
+        return item.elements if isinstance(item, TensorInput) else self._usual_elements
 
     def _check_size(self, row: TensorInput) -> None:
         if row.elements > self._max_elements:

@@ -175,7 +175,9 @@ def to_json(tensor: Tensor) -> Any:
         flat = np.ascontiguousarray(values).ravel()
         if len(flat) <= _SLICE:
             return flat
-        parts = (orjson.dumps(part, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1] for part in in_slices(flat))
+        parts = (
+            orjson.dumps(part, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1] for part in np.split(flat, range(_SLICE, len(flat), _SLICE))
+        )
         return orjson.Fragment(b"[%b]" % b",".join(parts))
     try:
         return [value if isinstance(value, str) else value.decode() for value in values]

@@ -1,8 +1,10 @@
 """The batcher with runs that the tests hold and release, and a real model whose answers must not depend on the batch."""
 
 import asyncio
+import re
 import threading
 from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ import pytest
 from models.artifact import load_artifact
 from models.postprocessing import rank, softmax
 from models.preprocessing import InvalidInputError
-from service.engine.batching import Batch, Batcher, BatchLimits, BatchResult, share
+from service.engine.batching import Batch, Batcher, BatchLimits, BatchResult, run_error, share
 from service.engine.calls import Call, Outcome
 from service.engine.counters import Counters
 from service.engine.inputs import InputReader, Item, TensorInput
@@ -202,6 +204,131 @@ def test_a_batch_waits_for_more_only_until_it_is_full(readers: dict[str, InputRe
     assert batched(readers["text"], scenario, max_size=2, max_delay_s=3600) == [[-1, 1]]
 
 
+def test_a_batch_that_is_not_full_runs_once_its_oldest_has_waited(readers: dict[str, InputReader]) -> None:
+    """With an hour of delay two inputs wait; a third that came almost an hour ago ends the wait, and all three run of four."""
+    hour_s = 3600
+
+    async def scenario(submit: Callable[..., Call], held: HeldRuns, batcher: Batcher) -> None:
+        held.release()
+        other, old = submit(tokens(1)), Call([tokens(2)], statistics=False, timeout_s=2 * hour_s)
+        old.started_ns -= int((hour_s - 0.02) * 1e9)
+        old.jobs[0].row = tokens(2)
+        batcher.put(old.jobs[0])
+        assert [await outcomes_of(call) for call in (other, old)] == [[1], [2]]
+
+    assert batched(readers["text"], scenario, max_size=4, max_delay_s=hour_s) == [[-1, 1, 2]]
+
+
+class Broken:
+    """A function that fails so many times, then does what it does."""
+
+    def __init__(self, function: Callable[..., Any], error: BaseException, times: int) -> None:
+        self._function, self._error, self._left = function, error, times
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        if self._left:
+            self._left -= 1
+            raise self._error
+        return self._function(*args, **options)
+
+
+class Panic(BaseException):
+    """What the tokenizer raises where its own code fails: no Exception."""
+
+
+@pytest.mark.parametrize(
+    ("error", "seen"), [(RuntimeError("a fault"), "a fault"), (Panic("a panic"), "the tokenizer failed: a panic")]
+)
+def test_a_tokenizer_that_fails_fails_one_call(
+    readers: dict[str, InputReader], error: BaseException, seen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first of two texts together fails by itself; the other and later ones are answered by the same thread."""
+
+    async def scenario(submit: Callable[..., Call], held: HeldRuns, batcher: Batcher) -> None:
+        monkeypatch.setattr(readers["text"], "texts", Broken(readers["text"].texts, error, times=2))
+        calls = [submit(sentence) for sentence in SENTENCES[:2]]
+        held.release()
+        with pytest.raises(RuntimeError, match=seen):
+            await calls[0].future
+        assert len(await calls[1].future) == 1
+        assert len(await submit(SENTENCES[2]).future) == 1
+
+    assert len(batched(readers["text"], scenario)) == 2
+
+
+def test_a_fault_while_a_batch_is_chosen_fails_those_that_wait(
+    readers: dict[str, InputReader], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And nobody else: the thread goes on."""
+
+    async def scenario(submit: Callable[..., Call], held: HeldRuns, batcher: Batcher) -> None:
+        monkeypatch.setattr(readers["text"], "compatible", Broken(readers["text"].compatible, RuntimeError("a fault"), times=1))
+        calls = [submit(tokens(i)) for i in range(2)]
+        held.release()
+        for call in calls:
+            with pytest.raises(RuntimeError, match="a fault"):
+                await call.future
+        assert await outcomes_of(submit(tokens(3))) == [3]
+
+    assert batched(readers["text"], scenario) == [[3]]
+
+
+def test_a_fault_after_a_run_fails_its_batch(readers: dict[str, InputReader], monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nobody else: the thread goes on."""
+
+    async def scenario(submit: Callable[..., Call], held: HeldRuns, batcher: Batcher) -> None:
+        calls = [submit(tokens(i)) for i in range(2)]
+        monkeypatch.setattr(calls[1], "finish", Broken(calls[1].finish, RuntimeError("a fault"), times=1))
+        held.release()
+        for call in calls:
+            with pytest.raises(RuntimeError, match="a fault"):
+                await call.future
+        assert await outcomes_of(submit(tokens(3))) == [3]
+
+    assert batched(readers["text"], scenario) == [[0, 1], [3]]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_calls_of_a_closed_loop_end_nothing(readers: dict[str, InputReader], fails: bool) -> None:
+    """A run that ends well or badly after its event loop was closed leaves the thread to the calls of another."""
+    held = HeldRuns()
+    batcher = Batcher("test", readers["text"], held, Counters(), BatchLimits(4, 1000, 0))
+
+    async def submit(first: int) -> Call:
+        call = Call([tokens(first)], statistics=False, timeout_s=60)
+        call.jobs[0].row = tokens(first)
+        batcher.put(call.jobs[0])
+        return call
+
+    async def answered() -> list[float]:
+        return await outcomes_of(await submit(2))
+
+    try:
+        asyncio.run(submit(_POISON if fails else 1))
+        held.began.acquire()
+        held.release()
+        assert asyncio.run(answered()) == [2]
+    finally:
+        held.release()
+        batcher.close()
+
+
+@pytest.mark.parametrize(
+    ("says", "shown"),
+    [
+        ("indices element out of data bounds, idx=7", "indices element out of data bounds, idx=7"),
+        ("/src/ops.h:583 void ort::Append(ptrdiff_t) axis == 1 was false. Attempting to broadcast. 24 by 50", "24 by 50"),
+        ("/src/core/ops.cc:12 int ort::Compute(Context*) bad allocation", "RuntimeError"),
+        ("", "RuntimeError"),
+    ],
+)
+def test_the_reason_of_a_failed_run_names_no_source(says: str, shown: str) -> None:
+    """A client is told what the runtime says of the input, never where in its sources it says so."""
+    error = str(run_error(RuntimeError(f"Non-zero status code. Name:'/secret/node' Status Message: {says}\nmore")))
+    assert shown in error
+    assert not re.search(r"secret|/src|ort::|\.cc|\.h\b|more", error)
+
+
 @pytest.fixture
 def text_model(small_repository: SmallRepository) -> Iterator[ServedModel]:
     """A model that waits for a second input, practically for ever, so that a single one can be given up while it waits."""
@@ -262,6 +389,25 @@ def test_places_are_bounded(text_model: ServedModel) -> None:
     assert text_model.acquire()
     text_model.release()
     text_model.release()
+
+
+def test_inputs_in_hand_are_bounded(text_model: ServedModel) -> None:
+    """Together they fill `max_queue` runs at most, here 2 of 100 numbers; one request alone may hold more."""
+
+    def predict(rows: int) -> asyncio.Task[Any]:
+        return asyncio.create_task(text_model.predict([tokens(1, 20)] * rows, statistics=False))
+
+    async def scenario() -> None:
+        waiting = predict(1)
+        with pytest.raises(OverloadedError, match="NORMSCOPE_MAX_QUEUE") as caught:
+            await predict(10)
+        assert (caught.value.value, caught.value.limit) == (220, 200)
+        await predict(1)
+        await waiting
+        outcomes, _ = await predict(12)
+        assert len(outcomes) == 12
+
+    asyncio.run(scenario())
 
 
 def test_an_input_larger_than_a_batch_may_be_is_refused(text_model: ServedModel) -> None:
