@@ -3,9 +3,11 @@
 Tests of real data run where NORMSCOPE_IMAGENETTE (the archive) and NORMSCOPE_CLINC150 (data_full.json) name local files.
 """
 
+import asyncio
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,13 @@ from models.artifact import load_artifact
 from models.data import clinc150, imagenette
 from models.evaluation import evaluate
 from models.preprocessing import ImagePreprocessing, TextPreprocessing, decode_image, encode_text, pad_tokens
+from service.engine.calls import Outcome
+from service.engine.inputs import Item
+from service.engine.model import ServedModel
 from service.settings import Settings
 from tests.conftest import SHIPPED, running_server
 from tests.networks import network_of, recorded_sides
-from tests.oracle import assert_layers
+from tests.oracle import assert_layers, assert_statistics_close
 
 _SENTENCES = ["how much money is left on my account", "is it going to rain in boston tomorrow afternoon or not", "hi"]
 _ARCHIVES = {"resnet50": "NORMSCOPE_IMAGENETTE", "encoder": "NORMSCOPE_CLINC150"}
@@ -82,10 +87,7 @@ def test_encoder_has_a_norm_after_every_add() -> None:
 
 def test_statistics_of_a_photo(shipped: httpx.Client) -> None:
     """All 53 norms and 16 adds agree with hooked torch on a picture of smooth colours."""
-    small = np.random.default_rng(3).integers(0, 256, (7, 9, 3), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(small).resize((300, 200), Image.Resampling.BICUBIC).save(buffer, "JPEG")
-    assert_photo_agrees(shipped, buffer.getvalue())
+    assert_photo_agrees(shipped, _photo(3))
 
 
 def test_statistics_of_sentences(shipped: httpx.Client) -> None:
@@ -103,6 +105,58 @@ def test_sentences_are_understood(shipped: httpx.Client) -> None:
     """The shipped encoder is trained: it knows what is asked."""
     answer = shipped.post("/v1/models/encoder/predict?top_k=1", json={"inputs": _SENTENCES[:2]}).json()
     assert [prediction["labels"][0]["label"] for prediction in answer["predictions"]] == ["balance", "weather"]
+
+
+def _photo(seed: int) -> bytes:
+    small = np.random.default_rng(seed).integers(0, 256, (7, 9, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(small).resize((300, 200), Image.Resampling.BICUBIC).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+@contextmanager
+def _served(name: str, batch: int) -> Iterator[ServedModel]:
+    """A shipped model that runs exactly so many inputs together: it waits for them, practically for ever."""
+    settings = Settings(max_batch_size=batch, max_queue_delay_ms=3_600_000, max_batch_elements=10**7, statistics_sample=1)
+    served = ServedModel(load_artifact(SHIPPED / name / "1"), settings, threads=1)
+    try:
+        yield served
+    finally:
+        served.close()
+
+
+_WORDS = "and what is the exchange rate between the dollar and the yen on the last day of this month "
+_BATCHES: dict[str, list[list[str]] | list[list[bytes]]] = {
+    # the first of each batch is what is compared: the same input beside others, padded to other lengths
+    "encoder": [
+        [_SENTENCES[2], *others] for others in ([_SENTENCES[0], "no"], [_SENTENCES[1], _SENTENCES[2]], [_WORDS, _WORDS * 9])
+    ],
+    "resnet50": [[_photo(0), _photo(1), _photo(2)], [_photo(0), _photo(3), _photo(0)]],
+}
+
+
+@pytest.mark.parametrize("name", list(_BATCHES))
+def test_an_answer_does_not_depend_on_its_batch(name: str) -> None:
+    """Alone, beside others, and padded to any length: scores within 1e-5, statistics within the stated tolerances."""
+
+    async def predict(served: ServedModel, inputs: Sequence[Item]) -> Outcome:
+        return (await served.predict(inputs, statistics=True))[0][0]
+
+    batches = _BATCHES[name]
+    with _served(name, 1) as served:
+        alone = asyncio.run(predict(served, batches[0][:1]))
+        layers = served.manifest.layers
+    with _served(name, len(batches[0])) as served:
+        together = [asyncio.run(predict(served, batch)) for batch in batches]
+        assert set(served.counters.snapshot().batches) == {len(batches[0])}
+    assert alone.statistics is not None
+    reference = alone.statistics.describe(layers, channels=False)
+    for outcome in together:
+        assert alone.scores is not None
+        assert outcome.scores is not None
+        np.testing.assert_allclose(outcome.scores, alone.scores, rtol=0, atol=1e-5)
+        assert outcome.statistics is not None
+        assert_statistics_close(outcome.statistics.describe(layers, channels=False), reference)
 
 
 @pytest.mark.parametrize("name", list(_ARCHIVES))

@@ -5,6 +5,7 @@ one input at a time, outside of the arena that the other sessions share, and giv
 opened in 0.3 s, 91 MB resident, and 125 MB more while every activation of a photo of 224 px is out; for the encoder 8 MB.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -24,6 +25,7 @@ from service.engine.memory import give_back_memory
 from service.engine.session import Feed
 from service.errors import InvalidRequestError, NotOfferedError
 
+_log = logging.getLogger("normscope")
 _NO_RENORMALIZATIONS: Mapping[str, Renormalization] = MappingProxyType({})
 
 
@@ -69,10 +71,11 @@ class OpenedSession:
                 f"normalization: {error}", value=str(error), remedy="change the normalization of other layers"
             ) from None
         except Exception as error:  # onnx's, protobuf's and ONNX Runtime's exceptions share no base
+            _log.error("%s cannot be opened", artifact.folder, exc_info=error)  # clients are not told: it names files
             raise NotOfferedError(
-                f"the inside of {manifest.name} cannot be opened ({error})"[:500],
+                f"the inside of {manifest.name} cannot be opened ({type(error).__name__})",
                 value=manifest.name,
-                remedy="use statistics=summary or channels",
+                remedy="use statistics=summary or channels; the log of the service says more",
             ) from error
         self.places: Mapping[str, Place] = opened.places
         self.layers = {

@@ -1,6 +1,8 @@
 """Changes of the shipped models and of the small ones, tensor by tensor: what torch's functions make of the same activations."""
 
 import asyncio
+import shutil
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -18,7 +20,7 @@ from service.engine.inputs import InputReader, TensorInput
 from service.engine.interior import Interior
 from service.engine.opened import OpenedSession
 from service.engine.session import Feed
-from service.errors import NoReferenceError
+from service.errors import NoReferenceError, NotOfferedError
 from service.settings import Settings
 from tests.conftest import SHIPPED, SmallRepository
 from tests.networks import SENTENCES
@@ -141,3 +143,22 @@ def _row(artifact: Artifact) -> TensorInput:
     (row,) = InputReader(artifact, 1000).texts([SENTENCES[0]])
     assert isinstance(row, TensorInput)
     return row
+
+
+@pytest.mark.parametrize("damage", ["missing", "broken", "empty"])
+def test_a_graph_that_cannot_be_opened_is_told_without_names_of_files(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A file that vanished or broke after it was served: the client learns the kind of the fault, the log all of it."""
+    folder = shutil.copytree(SHIPPED / "encoder" / "1", tmp_path / "encoder" / "1")
+    artifact = load_artifact(folder)
+    if damage == "missing":
+        artifact.model_path.unlink()
+    else:
+        artifact.model_path.write_bytes(b"" if damage == "empty" else b"no graph at all")
+    with pytest.raises(NotOfferedError, match="the inside of encoder cannot be opened") as caught:
+        OpenedSession(artifact, "cpu")
+    assert str(tmp_path) not in str(caught.value)
+    assert artifact.model_path.name not in str(caught.value)
+    assert str(folder) in caplog.text
+    assert "Traceback" in caplog.text
