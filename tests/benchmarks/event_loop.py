@@ -2,12 +2,14 @@
 
 A heartbeat on the server's own loop asks to be called every millisecond; a gap is how much later it comes. It is late when a
 callback blocks the loop, but also when the interpreter or the cores are taken: the row `cores busy` shows how late an idle loop
-is while other processes want every core. The load comes from wrk; the statistics of the last rows are made for every photo.
+is while other processes want every core. The load comes from wrk; the statistics of the last rows are made for every photo. `!`
+marks requests that are refused, as the empty arrays always are.
 """
 
 import argparse
 import asyncio
 import io
+import json
 import os
 import socket
 import subprocess
@@ -19,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -35,6 +38,7 @@ from tests.benchmarks.stillness import undisturbed
 _BEAT_S = 0.001
 _PHOTO = "/v1/models/resnet50/predict"
 _TEXT = "/v1/models/encoder/predict"
+_TENSOR = "/v2/models/resnet50/infer"
 
 
 class BeatingServer(Server):
@@ -103,6 +107,7 @@ def loads() -> dict[str, list[tuple[int, Sequence[HttpRequest]]]]:
     large = [HttpRequest(_PHOTO, "image/jpeg", large_photo())]
     texts = [HttpRequest.of_json(_TEXT, {"inputs": text}) for text in long_texts]
     many = [HttpRequest.of_json(_TEXT, {"inputs": long_texts})]
+    arrays = [HttpRequest(_TEXT, "application/json", b'{"inputs":[' + b"[]," * 6_000_000 + b"1]}")]
     huge = [HttpRequest.of_json(_TEXT, {"inputs": "words " * 1_000_000})]
     return {
         "photos": [(8, small)],
@@ -110,10 +115,27 @@ def loads() -> dict[str, list[tuple[int, Sequence[HttpRequest]]]]:
         "long texts (some 2 kB)": [(64, texts)],
         "ten long texts in a request": [(16, many)],
         "texts of 6 MB": [(2, huge)],
+        "18 MB of empty arrays": [(2, arrays)],
+        "/v2, a photo as numbers in JSON": [(2, [_tensor(1, as_json=True)])],
+        "/v2, 32 photos as binary data": [(2, [_tensor(32)])],
+        "/v2, all statistics by channel, in JSON": [(2, [_tensor(1, layer_statistics="channels")])],
+        "/v2, the same as binary data": [(2, [_tensor(1, layer_statistics="channels", binary_data_output=True)])],
         "photos and long texts": [(8, small), (64, texts)],
         "photos, statistics=summary": [(8, _with_statistics(small, "summary"))],
         "photos, statistics=channels": [(8, _with_statistics(small, "channels"))],
     }
+
+
+def _tensor(rows: int, *, as_json: bool = False, **parameters: Any) -> HttpRequest:
+    """Pixels of so many photos of 224 x 224, float32, with these parameters of the request."""
+    pixels = np.random.default_rng(0).standard_normal((rows, 3, 224, 224)).astype(np.float32)
+    tensor: dict[str, Any] = {"name": "image", "datatype": "FP32", "shape": pixels.shape}
+    if as_json:
+        return HttpRequest.of_json(_TENSOR, {"inputs": [tensor | {"data": pixels.ravel().tolist()}], "parameters": parameters})
+    tensor["parameters"] = {"binary_data_size": pixels.nbytes}
+    head = json.dumps({"inputs": [tensor], "parameters": parameters}).encode()
+    length = {"Inference-Header-Content-Length": str(len(head))}
+    return HttpRequest(_TENSOR, "application/octet-stream", head + pixels.tobytes(), length)
 
 
 def _with_statistics(requests: Sequence[HttpRequest], level: str) -> list[HttpRequest]:

@@ -23,7 +23,7 @@ def encode_answer(head: dict[str, Any], chosen: Sequence[WantedOutput], tensors:
     Raises:
         InvalidRequestError: an output holds what JSON cannot.
     """
-    described: list[dict[str, Any]] = []
+    described: list[orjson.Fragment] = []
     parts: list[bytes] = []
     for output, tensor in zip(chosen, tensors, strict=True):
         entry: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape}
@@ -33,8 +33,9 @@ def encode_answer(head: dict[str, Any], chosen: Sequence[WantedOutput], tensors:
             entry["parameters"] = {"binary_data_size": len(data)}
         else:
             entry["data"] = to_json(tensor)
-        described.append(entry)
-    content = orjson.dumps({**head, "outputs": described}, option=orjson.OPT_SERIALIZE_NUMPY)
+        # each by itself: orjson keeps the interpreter to itself while it works
+        described.append(orjson.Fragment(orjson.dumps(entry, option=orjson.OPT_SERIALIZE_NUMPY)))
+    content = orjson.dumps({**head, "outputs": described})
     return (b"".join([content, *parts]), len(content)) if parts else (content, None)
 
 

@@ -4,8 +4,8 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
@@ -68,6 +68,7 @@ class HttpRequest:
     path: str
     content_type: str
     body: bytes
+    headers: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of_json(cls, path: str, body: object) -> Self:
@@ -75,11 +76,9 @@ class HttpRequest:
         return cls(path, "application/json", json.dumps(body).encode())
 
     def render(self) -> bytes:
-        head = (
-            f"POST {self.path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: {self.content_type}\r\n"
-            f"Content-Length: {len(self.body)}\r\n\r\n"
-        )
-        return head.encode() + self.body
+        headers = {"Host": "127.0.0.1", "Content-Type": self.content_type, "Content-Length": len(self.body), **self.headers}
+        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        return f"POST {self.path} HTTP/1.1\r\n{lines}\r\n".encode() + self.body
 
 
 def check_installed() -> None:
