@@ -19,6 +19,7 @@ from service.api.observed import ObservedRequests, Observer
 from service.api.oip import routes as oip
 from service.api.outermost import OutermostMiddleware
 from service.api.refusal import EarlyRefusal
+from service.api.security import document_keys
 from service.engine.repository import Repository
 from service.lifecycle import Lifecycle
 from service.metrics import Metrics
@@ -79,7 +80,9 @@ def create_app(settings: Settings) -> FastAPI:
     add_error_handlers(app)
     for module in (predict, whatif, models, compare, statistics, events, oip, health, home):
         app.include_router(module.router)
-    hot, observer, keys = HotRoutes([predict.router, oip.hot_router]), Observer(metrics, repository), Keys.of(settings)
+    if (keys := Keys.of(settings)) is not None:
+        document_keys(app.openapi(), keys, open_metrics=settings.open_metrics)  # which the framework makes once
+    hot, observer = HotRoutes([predict.router, oip.hot_router]), Observer(metrics, repository)
     refuse = EarlyRefusal(hot, repository, observer, lifecycle, keys)
     app.state.normscope = State(settings, repository, store, metrics, lifecycle, tracing, refuse)
     app.wrap(DirectRoutes, hot=hot, answer_error=answer_error)

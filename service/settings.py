@@ -47,7 +47,9 @@ class Settings(BaseSettings):
     watch: bool = Field(default=False, description="load, replace and unload models as the repository changes")
     watch_interval_s: float = Field(default=5, gt=0, description="seconds between two looks at the repository")
     provider: Literal["cpu", "cuda"] = Field(default="cpu", description="execution provider; cuda needs onnxruntime-gpu")
-    threads: int = Field(default=0, ge=0, description="threads that run each model; 0: as many as the CPU quota of the container")
+    threads: int = Field(
+        default=0, ge=0, description="threads that run each model; 0: as many as the CPU quota of the container or service"
+    )
     max_body_bytes: Count = Field(default=20_000_000, description="largest body of a request, also after decompression")
     max_header_bytes: Count = Field(default=65_536, description="largest head of a request: request line and headers")
     header_timeout_s: float = Field(default=10, gt=0, description="seconds that a client has to send the head of a request")

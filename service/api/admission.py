@@ -12,6 +12,16 @@ _METRICS = "/metrics"
 _ADMINISTRATION = "/v2/repository/models/"  # below it are load and unload alone
 
 
+def keyless(*, open_metrics: bool) -> frozenset[str]:
+    """The paths that no key is asked for."""
+    return _HEALTH | {_METRICS} if open_metrics else _HEALTH
+
+
+def administers(path: str) -> bool:
+    """Whether a request to this path, or one of this pattern, loads or unloads a model."""
+    return path.startswith(_ADMINISTRATION)
+
+
 class Admission:
     """Answers 503 to requests that come after the end has begun, 401 or 403 to those without the right key; passes on the rest.
 
@@ -20,7 +30,7 @@ class Admission:
 
     def __init__(self, app: ASGIApp, lifecycle: Lifecycle, keys: Keys | None, *, open_metrics: bool) -> None:
         self._app, self._lifecycle, self._keys = app, lifecycle, keys
-        self._keyless = _HEALTH | {_METRICS} if open_metrics else _HEALTH
+        self._keyless = keyless(open_metrics=open_metrics)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and (self._keys is not None or self._lifecycle.stopping):
@@ -34,6 +44,6 @@ class Admission:
     def _check(self, scope: Scope) -> None:
         path = scope["path"]
         if self._keys is not None and path not in self._keyless:
-            self._keys.check(scope["headers"], administers=path.startswith(_ADMINISTRATION))
+            self._keys.check(scope["headers"], administers=administers(path))
         if self._lifecycle.stopping and path not in _HEALTH and path != _METRICS:
             raise NotReadyError("the service is about to stop", remedy="send the request again, to another instance or later")

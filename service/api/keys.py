@@ -30,6 +30,10 @@ class Keys:
             return None
         return cls(_digests(settings.api_keys), _digests(settings.admin_api_keys))
 
+    def asks(self, *, administers: bool) -> bool:
+        """Whether a request needs a key at all."""
+        return bool(self.plain or (administers and self.admin))
+
     def check(self, headers: Iterable[tuple[bytes, bytes]], *, administers: bool) -> None:
         """Returns if the headers (names in lower case) carry a key that opens the request.
 
@@ -41,7 +45,7 @@ class Keys:
             UnauthorizedError: a key is needed, and there is none or one that is not known.
             ForbiddenError: the key is known, but the request needs an admin key.
         """
-        if not self.plain and not (administers and self.admin):
+        if not self.asks(administers=administers):
             return
         presented = _presented(headers)
         is_plain, is_admin = _any_known(presented, self.plain), _any_known(presented, self.admin)

@@ -13,7 +13,7 @@ router = APIRouter(prefix="/v1/models", tags=["models"])
 Version = Annotated[str | None, Query(description="of the model; the newest where it is not given")]
 
 
-@router.get("", response_model=ModelList)
+@router.get("", response_model=ModelList, responses=documented_errors(503))
 def list_models(request: Request) -> Response:
     """All models of the repository, ready or not."""
     repository = State.of(request).repository

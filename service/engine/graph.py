@@ -55,12 +55,9 @@ class PreparedGraph:
         """A session of it.
 
         Raises:
-            ArtifactError: ONNX Runtime cannot load the graph, or the provider is not installed.
+            ArtifactError: ONNX Runtime cannot load the graph, or the provider is not installed or does not start.
         """
-        if _PROVIDERS[self.provider] not in onnxruntime.get_available_providers():
-            raise ArtifactError(
-                f"ONNX Runtime has no provider {self.provider}; install onnxruntime-gpu, or set NORMSCOPE_PROVIDER=cpu"
-            )
+        check_installed(self.provider, onnxruntime.get_available_providers())
         if self.observers:
             options.register_custom_ops_library(str(library()))
             # observers stand where what they read is made, and are to run there
@@ -72,9 +69,39 @@ class PreparedGraph:
         providers = list(dict.fromkeys([_PROVIDERS[self.provider], _PROVIDERS["cpu"]]))  # the CPU for what the other cannot do
         model = self.model if isinstance(self.model, bytes) else str(self.model)
         try:
-            return onnxruntime.InferenceSession(model, options, providers=providers)
+            session = onnxruntime.InferenceSession(model, options, providers=providers)
         except Exception as error:  # ONNX Runtime's and protobuf's exceptions share no base
             raise ArtifactError("ONNX Runtime cannot load the graph; export or import the model again") from error
+        check_started(self.provider, session.get_providers())
+        session.disable_fallback()  # a run that fails would go on, on the CPU, for ever
+        return session
+
+
+def check_installed(provider: Provider, available: Sequence[str]) -> None:
+    """Returns if `provider` is among those that ONNX Runtime was built with, by its names.
+
+    Raises:
+        ArtifactError: it is not.
+    """
+    if _PROVIDERS[provider] not in available:
+        raise ArtifactError(
+            f"ONNX Runtime has no provider {provider}, only {', '.join(available)}; install onnxruntime-gpu in place of "
+            "onnxruntime, or set NORMSCOPE_PROVIDER=cpu"
+        )
+
+
+def check_started(provider: Provider, started: Sequence[str]) -> None:
+    """Returns if `provider` is among those of a session: without its libraries or a device, ONNX Runtime takes the CPU instead.
+
+    Raises:
+        ArtifactError: it is not.
+    """
+    if _PROVIDERS[provider] not in started:
+        raise ArtifactError(
+            f"ONNX Runtime could not start its provider {provider}, and would run on {', '.join(started)}; install the CUDA and "
+            "cuDNN libraries that it names on standard error, make the GPU visible (nvidia-smi lists it), or set "
+            "NORMSCOPE_PROVIDER=cpu"
+        )
 
 
 def prepare(

@@ -42,7 +42,7 @@ class Session:
         """Loads a graph for runs on so many threads.
 
         Raises:
-            ArtifactError: ONNX Runtime cannot load the graph, or the provider is not installed.
+            ArtifactError: ONNX Runtime cannot load the graph, or the provider is not installed or does not start.
         """
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads

@@ -22,6 +22,8 @@ from service.settings import Settings
 from tests.conftest import SmallRepository, running_server
 
 _EXAMPLES = 20
+_EXAMPLES_WITH_KEYS = 2
+_KEY, _ADMIN_KEY = "plain-key", "admin-key"
 _MAX_INPUTS = 4
 _PREDICT = "POST /v1/models/{model}/predict"
 _WHAT_IF = "POST /v1/models/{model}/whatif"
@@ -239,14 +241,35 @@ def changing(small_repository: SmallRepository) -> Iterator[httpx.Client]:
         yield client
 
 
-def _run(client: httpx.Client, label: str, model: str) -> list[events.EngineEvent]:
-    """Makes requests for one operation: the examples of the document, every boundary of its schemas, and random ones."""
+@pytest.fixture(scope="module")
+def closed(small_repository: SmallRepository) -> Iterator[httpx.Client]:
+    """A server that asks for keys, and a client with one that opens everything."""
+    settings = Settings.model_validate(
+        {
+            "model_repository": small_repository.folder,
+            "max_inputs": _MAX_INPUTS,
+            "api_keys": _KEY,
+            "admin_api_keys": _ADMIN_KEY,
+        }
+    )
+    with running_server(settings) as client:
+        client.headers["Authorization"] = f"Bearer {_ADMIN_KEY}"
+        yield client
+
+
+def _run(client: httpx.Client, label: str, model: str, examples: int, *, boundaries: bool) -> list[events.EngineEvent]:
+    """Makes requests for one operation: the examples of the document, `boundaries` of its schemas, and random ones.
+
+    Where the document tells of keys, also without a key and with wrong ones.
+    """
     document = client.get("/openapi.json").json()
     layers = [layer["layer"] for layer in client.get(f"/v1/models/{model}/layers").json()["layers"]] if model else []
     config = schemathesis.Config.from_dict(
         {
             "base-url": str(client.base_url),
-            "generation": {"max-examples": _EXAMPLES, "deterministic": True, "no-shrink": True, "database": "none"},
+            "headers": {"Authorization": key} if (key := client.headers.get("Authorization")) else {},
+            "phases": {"coverage": {"enabled": boundaries}},
+            "generation": {"max-examples": examples, "deterministic": True, "no-shrink": True, "database": "none"},
             "checks": {"positive_data_acceptance": {"expected-statuses": ["2xx", *map(str, _ALSO.get(label, []))]}},
         }
     )
@@ -261,12 +284,10 @@ def test_the_operations_are_those_of_the_document(steady: httpx.Client) -> None:
     assert documented == {label for label, _ in _OPERATIONS} | {_ENDLESS}
 
 
-@pytest.mark.parametrize(("label", "model"), _OPERATIONS)
-def test_operation(request: pytest.FixtureRequest, label: str, model: str) -> None:
+def _check(client: httpx.Client, label: str, model: str, examples: int, *, boundaries: bool = True) -> None:
     """What is valid is answered, what is not is refused, all as documented; at least half of the valid requests get 2xx."""
-    client: httpx.Client = request.getfixturevalue("changing" if label in (_LOAD, _UNLOAD) else "steady")
     positive, failures = [], []
-    for event in _run(client, label, model):
+    for event in _run(client, label, model, examples, boundaries=boundaries):
         assert not isinstance(event, (events.NonFatalError, events.FatalError)), event
         if not isinstance(event, events.ScenarioFinished):
             continue
@@ -274,7 +295,7 @@ def test_operation(request: pytest.FixtureRequest, label: str, model: str) -> No
             answer = event.recorder.interactions[case_id].response
             assert answer is not None
             assert node.value.meta is not None
-            if node.value.meta.generation.mode.is_positive:
+            if node.value.meta.generation.mode.is_positive and node.parent_id is None:  # others repeat one without its key
                 positive.append(answer.status_code)
             failures += [
                 f"{check.failure_info.failure.title}: {check.failure_info.failure.message}\n{check.failure_info.code_sample}"
@@ -284,3 +305,15 @@ def test_operation(request: pytest.FixtureRequest, label: str, model: str) -> No
     assert not failures, "\n\n".join(failures)
     assert positive
     assert 2 * sum(200 <= status < 300 for status in positive) >= len(positive), positive
+
+
+@pytest.mark.parametrize(("label", "model"), _OPERATIONS)
+def test_operation(request: pytest.FixtureRequest, label: str, model: str) -> None:
+    """What is valid is answered, what is not is refused, all as documented."""
+    _check(request.getfixturevalue("changing" if label in (_LOAD, _UNLOAD) else "steady"), label, model, _EXAMPLES)
+
+
+@pytest.mark.parametrize(("label", "model"), [each for each in _OPERATIONS if each[0] != _UNLOAD])
+def test_operation_with_keys(closed: httpx.Client, label: str, model: str) -> None:
+    """The same where keys are set; and what the document says to need a key is answered 401 without one."""
+    _check(closed, label, model, _EXAMPLES_WITH_KEYS, boundaries=False)

@@ -6,7 +6,9 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -96,10 +98,10 @@ def received(connection: socket.socket) -> bytes:
     return b"".join(iter(lambda: connection.recv(65536), b""))
 
 
-def test_no_request_fails_while_the_service_drains(small_repository: SmallRepository) -> None:
-    """After SIGTERM the service is not ready any more, yet a client that opens new connections is served and told to close each
-    one; once a request is refused, none is served any more; the process ends with 0."""
-    with process("--port", "0", "--drain-delay-s", "3", NORMSCOPE_MODEL_REPOSITORY=str(small_repository.folder)) as started:
+def test_a_draining_service_serves_every_new_connection(small_repository: SmallRepository) -> None:
+    """After SIGTERM the service is not ready any more; yet every connection that is opened, by several clients at once, is served
+    and told to be closed."""
+    with process("--port", "0", "--drain-delay-s", "1000", NORMSCOPE_MODEL_REPOSITORY=str(small_repository.folder)) as started:
         url = ready_url(started)
         assert predict(url).headers.get("connection") != "close"
         with httpx.Client(base_url=url) as kept:
@@ -109,17 +111,59 @@ def test_no_request_fails_while_the_service_drains(small_repository: SmallReposi
             refused = kept.get("/readyz")
             assert (refused.status_code, refused.json()["status"]) == (503, "stopping")
             assert refused.headers["connection"] == "close"
-        served = predict(url)
-        assert (served.status_code, served.headers["connection"]) == (200, "close")
-        outcomes = []
+        with ThreadPoolExecutor(4) as clients:
+            answers = list(clients.map(predict, [url] * 100))
+        assert {(answer.status_code, answer.headers["connection"]) for answer in answers} == {(200, "close")}
+        assert started.poll() is None
+
+
+def test_no_request_fails_before_the_end_of_the_drain(small_repository: SmallRepository) -> None:
+    """A client that opens a new connection for each request, from before SIGTERM until the process has ended with 0, is answered
+    200 every time in the `drain_delay_s` after the signal; once a request is refused, none is served any more."""
+    delay_s = 3.0
+    with process(
+        "--port", "0", "--drain-delay-s", str(delay_s), NORMSCOPE_MODEL_REPOSITORY=str(small_repository.folder)
+    ) as started:
+        url = ready_url(started)
+        outcomes, until_the_end = [], 0
+        end = time.monotonic() + delay_s  # the service begins to count later
+        started.send_signal(signal.SIGTERM)
         while started.poll() is None:
             try:
                 outcomes.append(predict(url).status_code)
             except httpx.TransportError:
                 outcomes.append(0)
+            if time.monotonic() < end:
+                until_the_end = len(outcomes)
+        assert until_the_end >= 5
+        assert set(outcomes[:until_the_end]) == {200}
         assert outcomes == sorted(outcomes, key=lambda status: status != 200)
         assert set(outcomes) <= {200, 503, 0}
         assert started.returncode == 0
+
+
+@pytest.mark.parametrize("delay_s", ["0", "0.5"])
+def test_runs_in_hand_finish(small_repository: SmallRepository, delay_s: str) -> None:
+    """Requests that run or wait for a run when SIGTERM comes are answered 200, also after new ones are refused."""
+    options = ("--port", "0", "--threads", "1", "--max-batch-size", "1", "--drain-delay-s", delay_s)
+    with (
+        process(*options, module="tests.held", NORMSCOPE_MODEL_REPOSITORY=str(small_repository.folder)) as started,
+        ThreadPoolExecutor(3) as clients,
+    ):
+        url = ready_url(started)
+        in_hand = [clients.submit(predict, url) for _ in range(3)]
+        read_until(started, "run of 1")
+        while 'normscope_queue_depth{model="text",version="1"} 2.0' not in httpx.get(f"{url}/metrics").text:
+            pass
+        started.send_signal(signal.SIGTERM)
+        read_until(started, "new requests are refused, 3 accepted ones are worked on")
+        assert predict(url).status_code == 503
+        assert not any(each.done() for each in in_hand)
+        assert started.stdin is not None
+        started.stdin.write("\n" * 3)
+        started.stdin.flush()
+        assert [each.result().status_code for each in in_hand] == [200] * 3
+        assert started.wait(30) == 0
 
 
 def test_accepted_requests_finish_while_new_ones_are_refused(small_repository: SmallRepository) -> None:
@@ -164,6 +208,22 @@ def test_a_second_signal_ends_the_process_at_once(small_repository: SmallReposit
         read_until(started, "stopping: not ready any more" if delay == "1000" else "1 accepted")
         started.send_signal(signal.SIGTERM)
         assert started.wait(30) == 128 + signal.SIGTERM
+
+
+def test_a_second_signal_does_not_wait_for_a_run(small_repository: SmallRepository) -> None:
+    """While a model runs, a second signal ends the process, and the connection of the request."""
+    repository = str(small_repository.folder)
+    with (
+        process("--port", "0", module="tests.held", NORMSCOPE_MODEL_REPOSITORY=repository) as started,
+        ThreadPoolExecutor(1) as clients,
+    ):
+        in_hand = clients.submit(predict, ready_url(started))
+        read_until(started, "run of 1")
+        started.send_signal(signal.SIGTERM)
+        read_until(started, "1 accepted")
+        started.send_signal(signal.SIGTERM)
+        assert started.wait(30) == 128 + signal.SIGTERM
+        assert isinstance(in_hand.exception(), httpx.TransportError)
 
 
 @pytest.mark.parametrize(

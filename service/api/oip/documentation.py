@@ -28,11 +28,11 @@ _PATH: dict[str, dict[str, Any]] = {
 
 
 def documented(*errors: int, path: Sequence[str] = (), body: dict[str, Any] | None = None) -> dict[str, Any]:
-    """What a route says of itself: its errors, with 401 where keys are set and 503 before the end; its path parameters and body."""
+    """What a route says of itself: its errors, with 503 before the end; its path parameters and body."""
     extra: dict[str, Any] = {"parameters": [_PATH[name] for name in path]} if path else {}
     if body is not None:
         extra["requestBody"] = body
-    return {"responses": {status: {"model": OipError} for status in (401, 503, *errors)}, "openapi_extra": extra}
+    return {"responses": {status: {"model": OipError} for status in (503, *errors)}, "openapi_extra": extra}
 
 
 def optional_body(properties: dict[str, Any], example: dict[str, Any]) -> dict[str, Any]:

@@ -45,7 +45,7 @@ _UNLOAD_BODY = optional_body(
     "/models/{model}/load",
     response_class=Response,
     response_description="Loaded; the answer is empty.",
-    **documented(400, 403, 404, 408, 413, 501, path=("model",), body=_LOAD_BODY),
+    **documented(400, 404, 408, 413, 501, path=("model",), body=_LOAD_BODY),
 )
 async def load(request: Request, model: ModelName) -> Response:
     """Loads the versions of the model that are new or have changed; the one that serves goes on until its successor is warm."""
@@ -58,7 +58,7 @@ async def load(request: Request, model: ModelName) -> Response:
     "/models/{model}/unload",
     response_class=Response,
     response_description="Unloaded; the answer is empty.",
-    **documented(400, 403, 404, 408, 413, path=("model",), body=_UNLOAD_BODY),
+    **documented(400, 404, 408, 413, path=("model",), body=_UNLOAD_BODY),
 )
 async def unload(request: Request, model: ModelName) -> Response:
     """Stops serving the model, once the requests in hand are answered. No model has dependents."""

@@ -5,6 +5,7 @@ import httpx
 import pytest
 
 from service.api.keys import Keys
+from service.app import create_app
 from service.errors import ForbiddenError, ServiceError, UnauthorizedError
 from service.settings import Settings
 from tests.conftest import SmallRepository, running_server
@@ -117,6 +118,27 @@ def test_a_known_key_opens_the_api(closed: httpx.Client, headers: dict[str, str]
 def test_odd_header_values_are_just_wrong(closed: httpx.Client, name: bytes, value: bytes) -> None:
     """Bytes that are no text, empty and long values: 401, never 500."""
     assert closed.get("/v1/models", headers={name: value}).status_code == 401
+
+
+@pytest.mark.parametrize("open_metrics", [False, True])
+@pytest.mark.parametrize(("plain", "admin"), [(PLAIN, ADMIN), (PLAIN, ""), ("", ADMIN), ("", "")])
+def test_the_api_pages_tell_what_asks_for_a_key(
+    plain: str, admin: str, open_metrics: bool, small_repository: SmallRepository
+) -> None:
+    """The OpenAPI document names both headers, and 401 where a key is asked for; 403 where some known key does not do. Without
+    keys it has nothing of all that."""
+    settings = settings_of(plain, admin, model_repository=small_repository.folder, open_metrics=open_metrics)
+    document = create_app(settings).openapi()
+    schemes = document["components"].get("securitySchemes", {})
+    ways = {(each["type"], each.get("scheme") or each["name"]) for each in schemes.values()}
+    assert ways == ({("http", "bearer"), ("apiKey", "X-API-Key")} if plain or admin else set())
+    for path, operations in document["paths"].items():
+        administers = path.endswith(("/load", "/unload"))
+        asked = (administers and bool(admin)) or (bool(plain) and path not in [*_OPEN, *(["/metrics"] if open_metrics else [])])
+        for operation in operations.values():
+            assert operation.get("security", []) == ([{name: []} for name in schemes] if asked else [])
+            assert ("401" in operation["responses"]) == asked
+            assert ("403" in operation["responses"]) == (administers and bool(plain and admin))
 
 
 def test_administration_needs_an_admin_key(closed: httpx.Client) -> None:

@@ -5,13 +5,14 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 
-from models.artifact import Artifact, load_artifact
+from models.artifact import Artifact, ArtifactError, load_artifact
 from models.graph_import import ImportOptions, import_graph
 from models.statistics.layers import BatchReducer, RunOutputs, SideLayout, summary
 from service.engine import graph as engine_graph
-from service.engine.graph import prepare
+from service.engine.graph import check_installed, check_started, prepare
 from service.engine.session import Session
 from tests.graphs import WIDTH, graph_of, weights
 
@@ -84,3 +85,39 @@ def test_bfloat16_activations(compiled: bool, tmp_path: Path, monkeypatch: pytes
             assert found["count"] == 3 * WIDTH
             assert found["mean"] == pytest.approx(values.mean(), abs=1e-5)
             assert found["max"] == values.max()
+
+
+def test_a_provider_that_is_not_installed() -> None:
+    """The provider must be one that ONNX Runtime was built with; the error names those that there are, and the remedy."""
+    check_installed("cpu", ["CPUExecutionProvider"])
+    check_installed("cuda", ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    with pytest.raises(ArtifactError, match="no provider cuda, only AzureExecutionProvider, CPUExecutionProvider; install onnx"):
+        check_installed("cuda", ["AzureExecutionProvider", "CPUExecutionProvider"])
+
+
+def test_a_provider_that_does_not_start() -> None:
+    """A session that has only the CPU, though CUDA was asked for, is an error with its remedy, not a slow service."""
+    check_started("cpu", ["CPUExecutionProvider"])
+    check_started("cuda", ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    with pytest.raises(
+        ArtifactError, match=r"not start its provider cuda, and would run on CPUExecutionProvider; .*CUDA and cuDNN"
+    ):
+        check_started("cuda", ["CPUExecutionProvider"])
+
+
+@pytest.mark.skipif("CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="a build with CUDA")
+def test_loading_checks_the_provider(tmp_path: Path) -> None:
+    """Where the provider of the settings is missing, no session is made."""
+    artifact = large(tmp_path)
+    with pytest.raises(ArtifactError, match="no provider cuda"):
+        Session(prepare(artifact, "cuda"), 1)
+
+
+@pytest.mark.skipif("CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="a build with CUDA")
+@pytest.mark.filterwarnings("ignore:Specified provider 'CUDAExecutionProvider':UserWarning")
+def test_loading_checks_what_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where ONNX Runtime names the provider, yet makes a session for the CPU alone, that session is not used."""
+    artifact = large(tmp_path)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    with pytest.raises(ArtifactError, match="could not start its provider cuda"):
+        Session(prepare(artifact, "cuda"), 1)
