@@ -13,11 +13,12 @@ from fastapi import Request
 from starlette.concurrency import run_in_threadpool
 
 from service.api.bodies import read_body
+from service.api.oip.large_json import read_large_tensors
 from service.errors import BodyTooLargeError, InvalidRequestError, UnsupportedMediaTypeError
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 _WINDOWS = {"gzip": 31, "x-gzip": 31, "deflate": 15}  # zlib's wbits: the gzip format, the zlib format
-_ASIDE_BYTES = 1 << 16  # from here on compressing would hold up the event loop
+_ASIDE_BYTES = 1 << 16  # from here on compressing or parsing would hold up the event loop
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,21 +107,18 @@ def parse_json(content: bytes) -> dict[str, Any]:
     """The JSON object of a body; NaN and infinities may stand in it as bare words, as Python writes them.
 
     Raises:
-        InvalidRequestError: not JSON, or not an object.
+        InvalidRequestError: not JSON, or not an object; large, of more than 100,000 arrays and objects.
     """
-    parsed: Any = None
     try:
-        parsed = orjson.loads(content)
+        parsed = _loads(content) if len(content) < _ASIDE_BYTES else read_large_tensors(content, _loads)
     except orjson.JSONDecodeError as error:
-        try:
-            parsed = _parse_nonfinite(content)
-        except (ValueError, RecursionError, orjson.JSONEncodeError):
-            raise InvalidRequestError(
-                f"the body is not JSON ({error})",
-                value=str(error),
-                limit="JSON",
-                remedy=f"send a JSON object; give its length in {HEADER_LENGTH} if binary data follow it",
-            ) from None
+        problem = str(error) if len(content) < _ASIDE_BYTES else error.msg
+        raise InvalidRequestError(
+            f"the body is not JSON ({problem})",
+            value=problem,
+            limit="JSON",
+            remedy=f"send a JSON object; give its length in {HEADER_LENGTH} if binary data follow it",
+        ) from None
     if not isinstance(parsed, dict):
         raise InvalidRequestError(
             "the body is not a JSON object", value=type(parsed).__name__, limit="object", remedy='send {"inputs": [...]}'
@@ -128,12 +126,20 @@ def parse_json(content: bytes) -> dict[str, Any]:
     return parsed
 
 
-def _parse_nonfinite(content: bytes) -> Any:
-    if b"NaN" not in content and b"Infinity" not in content:
-        raise ValueError("nothing that the slower parser would understand")
-    parsed = json.loads(content.decode())
-    orjson.dumps(parsed)  # refuses what orjson refuses to read: lone surrogates, integers beyond 64 bits, deep nesting
-    return parsed
+def _loads(content: bytes) -> Any:
+    try:
+        return orjson.loads(content)
+    except orjson.JSONDecodeError:
+        if b"NaN" not in content and b"Infinity" not in content:
+            raise
+        try:
+            parsed = json.loads(content.decode())
+            orjson.dumps(parsed)  # refuses what orjson refuses to read: lone surrogates, integers beyond 64 bits, deep nesting
+        except (ValueError, RecursionError, orjson.JSONEncodeError):
+            pass
+        else:
+            return parsed
+        raise
 
 
 def choose_encoding(accepted: str) -> str | None:

@@ -35,6 +35,7 @@ def read_items(tensors: Sequence[Tensor], interface: ModelInterface) -> list[Ite
 def _read_array(tensor: Tensor) -> NDArray[Any]:
     if tensor.datatype != BYTES:
         return np.asarray(tensor.values)
+    assert not isinstance(tensor.values, np.ndarray)  # BYTES never are
     array = np.empty(len(tensor.values), object)
     position = 0
     for part in in_slices(tensor.values):

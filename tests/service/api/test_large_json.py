@@ -47,7 +47,7 @@ _SIZES = [16, 17, 18, 19, 64, 1 << 16]
 
 def _read(body: bytes, slice_bytes: int) -> Any:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(large_json, "_SLICE_BYTES", slice_bytes)
+        patch.setattr(large_json, "SLICE_BYTES", slice_bytes)
         return read_large_json(body, 1 << 20)
 
 

@@ -29,14 +29,15 @@ _LENGTH = {"Inference-Header-Content-Length": "0"}
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     """A server of models that take tensors of any length, and give as much."""
     folder = tmp_path_factory.mktemp("large")
+    kinds: dict[str, tuple[int, graphs.Shape]] = {
+        "strings": (TensorProto.STRING, ["batch", "length"]),
+        "scalar": (TensorProto.FLOAT, []),
+        "fixed": (TensorProto.INT64, ["batch", 2, 3]),
+        "flags": (TensorProto.BOOL, ["batch", "length"]),
+    }
     same = {
-        name: graphs.graph_of([helper.make_node("Identity", ["x"], ["y"])], {"x": (kind, shape)}, {"y": (kind, shape)})
-        for name, kind, shape in (
-            ("strings", TensorProto.STRING, ["batch", "length"]),
-            ("scalar", TensorProto.FLOAT, []),
-            ("fixed", TensorProto.INT64, ["batch", 2, 3]),
-            ("flags", TensorProto.BOOL, ["batch", "length"]),
-        )
+        name: graphs.graph_of([helper.make_node("Identity", ["x"], ["y"])], {"x": tensor}, {"y": tensor})
+        for name, tensor in kinds.items()
     }
     for name, model in {"block": graphs.block(), "types": graphs.types(), **same}.items():
         import_graph(graphs.save(model, folder / f"{name}.onnx"), folder / "repository" / name / "1", ImportOptions())
