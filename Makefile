@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 ARCHIVE_RESNET50 ?=
 ARCHIVE_ENCODER ?=
 
-.PHONY: serve test test-zoo check format train bench bench-int8 bench-loop bench-peers clean help
+.PHONY: serve test test-zoo check format train bench bench-int8 bench-loop bench-quota bench-peers clean help
 
 help:            ## list the commands
 	@grep -E '^[a-z0-9-]+: .*##' Makefile | sed -E 's/:.*##/\t/'
@@ -68,6 +68,9 @@ bench-int8: $(INT8)/manifest.json service/statistics/observe.so  ## quantize res
 
 bench-loop: $(VENV)/test.stamp service/statistics/observe.so  ## measure how long the event loop stands still under load (minutes; needs wrk)
 	$(BIN)/python -m tests.benchmarks.event_loop
+
+bench-quota: $(VENV)/test.stamp service/statistics/observe.so  ## measure threads and spinning on fewer cores than the machine has
+	$(BIN)/python -m tests.benchmarks.quota
 
 # each peer gets an environment of its own under .bench; NORMSCOPE_CLINC150 and NORMSCOPE_IMAGENETTE name local data for real inputs
 bench-peers: $(VENV)/test.stamp service/statistics/observe.so  ## measure beside LitServe, BentoML, MLServer and Ray Serve, then overload (an hour; needs wrk)

@@ -74,6 +74,7 @@ class PreparedGraph:
             raise ArtifactError("ONNX Runtime cannot load the graph; export or import the model again") from error
         check_started(self.provider, session.get_providers())
         session.disable_fallback()  # a run that fails would go on, on the CPU, for ever
+        session._model_bytes = None  # a copy of all weights, kept for that alone
         return session
 
 

@@ -155,9 +155,10 @@ class Repository:
                     slot.reason = reason
                 continue
             with self._lock:
-                replaced, slot.served, slot.folder = slot.served, served, folder
+                replaced = [slot.served] if slot.served is not None else []
+                slot.served, slot.folder = served, folder
                 self._awaited.discard(name)
-            self._retire([replaced] if replaced is not None else [])
+            self._retire(replaced)
             _log.info("%s/%s is ready: %d layers, %d threads", name, version, len(served.manifest.layers), self._threads)
         with self._lock:
             slots = self._slots.get(name, {})
@@ -165,7 +166,9 @@ class Repository:
             if not slots:
                 self._slots.pop(name, None)
                 self._awaited.discard(name)
-        self._retire([slot.served for slot in gone if slot.served is not None])
+        retired = [slot.served for slot in gone if slot.served is not None]
+        gone.clear()
+        self._retire(retired)
         return failures
 
     def _open(self, folder: VersionFolder) -> ServedModel:
@@ -176,12 +179,12 @@ class Repository:
         return ServedModel(artifact, self._settings, self._threads, self._traffic_of)
 
     def _retire(self, models: list[ServedModel]) -> None:
-        """Waits for the requests in hand, then gives the memory back to the system."""
-        for model in models:
-            model.close()
-        if models:
-            models.clear()
-            give_back_memory()
+        """Waits for the requests in hand, then gives the memory back to the system: `models` is the last to hold them."""
+        if not models:
+            return
+        while models:
+            models.pop().close()
+        give_back_memory()
 
     def watch(self) -> None:
         """Until `close`, looks at the folders every `watch_interval_s` and follows what has changed. Blocks."""
