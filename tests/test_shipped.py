@@ -6,6 +6,7 @@ Tests of real data run where NORMSCOPE_IMAGENETTE (the archive) and NORMSCOPE_CL
 import asyncio
 import io
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from models.artifact import load_artifact
+from models.artifact import load_artifact, write_manifest
 from models.data import clinc150, imagenette
 from models.evaluation import evaluate
 from models.preprocessing import ImagePreprocessing, TextPreprocessing, decode_image, encode_text, pad_tokens
@@ -157,6 +158,34 @@ def test_an_answer_does_not_depend_on_its_batch(name: str) -> None:
         np.testing.assert_allclose(outcome.scores, alone.scores, rtol=0, atol=1e-5)
         assert outcome.statistics is not None
         assert_statistics_close(outcome.statistics.describe(layers, channels=False), reference)
+
+
+def test_a_strange_text_has_a_small_p_value(shipped: httpx.Client) -> None:
+    """Two queries of the model's kind are ordinary, words without sense are not; the layers of both are named."""
+    texts = [*_SENTENCES[:2], "qwrt zxcv bnm", "the the the the the the"]
+    answer = shipped.post("/v1/models/encoder/predict?anomaly=true", json={"inputs": texts}).json()
+    found = [prediction["anomaly"] for prediction in answer["predictions"]]
+    assert [each["p_value"] > 0.05 for each in found] == [True, True, False, False]
+    assert all(each["layers"] for each in found)
+
+
+def test_photos_that_are_not_scaled_have_the_smallest_p_value(shipped: httpx.Client, tmp_path: Path) -> None:
+    """Photos of the evaluation data are ordinary; the same as 0..255, by a preprocessing that neither scales nor normalizes, are not."""
+    photos = [data for data, _ in imagenette.read_split("val", archive_of("resnet50"))[::400]]
+    headers = {"Content-Type": "image/jpeg"}
+
+    def p_values(client: httpx.Client) -> list[float]:
+        answers = [client.post("/v1/models/resnet50/predict?anomaly=true", content=photo, headers=headers) for photo in photos]
+        return [answer.json()["predictions"][0]["anomaly"]["p_value"] for answer in answers]
+
+    assert np.mean(p_values(shipped)) > 0.2
+    shutil.copytree(SHIPPED / "resnet50" / "1", tmp_path / "resnet50" / "1")
+    artifact = load_artifact(tmp_path / "resnet50" / "1")
+    assert isinstance(artifact.manifest.preprocessing, ImagePreprocessing)
+    raw = artifact.manifest.preprocessing.model_copy(update={"mean": (0.0,) * 3, "std": (1 / 255,) * 3})
+    write_manifest(artifact.folder, artifact.manifest.model_copy(update={"preprocessing": raw}), list(artifact.manifest.files))
+    with running_server(Settings(model_repository=tmp_path)) as client:
+        assert p_values(client) == pytest.approx([1 / (artifact.manifest.reference_samples + 1)] * len(photos))
 
 
 @pytest.mark.parametrize("name", list(_ARCHIVES))

@@ -8,6 +8,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import helper
 
+from models import reference as reference_module
 from models.__main__ import main
 from models.artifact import REFERENCE, Artifact, ArtifactError, load_artifact
 from models.data import imagenette
@@ -109,3 +110,70 @@ def test_a_reference_of_other_layers_is_refused(artifact: Artifact, archive: Pat
     (made.folder / REFERENCE).write_bytes(b"PK broken")
     with pytest.raises(ArtifactError, match="cannot be read; make it again"):
         Reference.load(made, layout)
+
+
+def test_a_reference_holds_what_scores_need(artifact: Artifact, archive: Path) -> None:
+    """The classes of the photos, and a score of each of them by a fit without it; no directions, the model has no normalization."""
+    made = add_reference(artifact, archive, least=40)
+    layout = SideLayout(tuple(made.manifest.layers))
+    reference = Reference.load(made, layout)
+    assert reference is not None
+    assert reference.evidence is not None
+    assert reference.evidence.labels.tolist() == [label for _, label in imagenette.read_split("selection", archive)]
+    assert reference.evidence.held_out.shape == (40, 1)
+    scorer = reference.scorer(layout)
+    assert scorer is not None
+    assert not scorer.needs_channels
+    assert np.isfinite(scorer.reference_scores).all()
+
+
+def test_every_field_must_fit_the_layers(artifact: Artifact, archive: Path) -> None:
+    """Too few samples, layers or channels in any field are found when the file is loaded, and the field is named."""
+    made = add_reference(artifact, archive, least=1)
+    layout = SideLayout(tuple(made.manifest.layers))
+    with np.load(made.folder / REFERENCE) as file:
+        whole = dict(file)
+    wrong = {
+        "values": whole["values"][:, 1:],
+        "mean": whole["mean"][1:],
+        "var": whole["var"][None],
+        "labels": whole["labels"][1:],
+        "held_out": whole["held_out"][:, :0],
+        "center": np.zeros(2),
+        "directions": whole["directions"][1:],
+    }
+    assert wrong.keys() == whole.keys()
+    for name, array in wrong.items():
+        np.savez(made.folder / REFERENCE, allow_pickle=False, **whole | {name: array})
+        with pytest.raises(ArtifactError, match=f"holds {name} of shape.*make it again" if name != "center" else "make it again"):
+            Reference.load(made, layout)
+        np.savez(made.folder / REFERENCE, allow_pickle=False, **{key: value for key, value in whole.items() if key != name})
+        if name != "labels":  # which tells files of before there were scores
+            with pytest.raises(ArtifactError, match="cannot be read; make it again"):
+                Reference.load(made, layout)
+
+
+def test_an_interrupted_command_leaves_the_artifact_as_it_was(
+    artifact: Artifact, archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped before the manifest is written, or between the two renames: the artifact is whole and nothing lies beside it."""
+    before = add_reference(artifact, archive, least=1)
+    checked = {path.name: path.read_bytes() for path in before.folder.iterdir()}
+    rename = Path.rename
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    def interrupted_rename(path: Path, target: Path) -> Path:
+        if path.name.endswith(".partial"):
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    for owner, name, stop in ((reference_module, "write_manifest", interrupted), (Path, "rename", interrupted_rename)):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, stop)
+            with pytest.raises(KeyboardInterrupt):
+                add_reference(before, archive, least=1)
+        assert {path.name: path.read_bytes() for path in before.folder.iterdir()} == checked
+        assert [path.name for path in before.folder.parent.iterdir()] == [before.folder.name]
+    load_artifact(before.folder)
