@@ -55,12 +55,30 @@ class TrafficStatistics:
         self._arrived_bytes = 0
         self._served: Counter[int] = Counter()
         self._next_channels = 0.0
-        self._counting = threading.Lock()  # of the four above; held for a microsecond
+        self._users = 0
+        self._counting = threading.Lock()  # of the five above; held for a microsecond
         self._windows: dict[int, PendingWindow] = {}
         self._channels: dict[int, PendingChannels] = {}
-        self._last: PendingWindow | None = None
+        self._last: tuple[int, WindowMoments] | None = None
         self._dropped_backlog = self._dropped_storage = 0
         self._merging = threading.Lock()  # of the five above
+
+    def acquire(self) -> None:
+        """Notes that a model counts here from now on."""
+        with self._counting:
+            self._users += 1
+
+    def release(self) -> None:
+        """Notes that one of them is closed and counts nothing more."""
+        with self._counting:
+            self._users -= 1
+
+    @property
+    def finished(self) -> bool:
+        """Whether no model counts here, nothing waits to be stored and nothing was dropped: there is nothing to keep."""
+        with self._merging, self._counting:
+            kept = self._windows or self._channels or self._arrived or self._served
+            return not self._users and not kept and self.dropped == Dropped(0, 0)
 
     def count(self, inputs: int) -> None:
         """Counts inputs that were served, whether or not their statistics are taken. Safe and quick from any thread."""
@@ -177,7 +195,7 @@ class TrafficStatistics:
             for start, window in sorted(self._windows.items()):
                 if start + self.window_s <= settled and not window.changed:
                     del self._windows[start]
-                    self._last = window if window.sampled or self._last is None else self._last
+                    self._last = (start, window.moments) if window.sampled else self._last
             for start, hour in list(self._channels.items()):
                 if start + HOUR_S <= settled and not hour.changed:
                     del self._channels[start]
@@ -203,8 +221,10 @@ class TrafficStatistics:
         with self._merging:
             self._absorb()
             ended = [each for each in self._windows.values() if each.sampled and each.start + self.window_s <= now]
-            newest = max([*ended, *([self._last] if self._last else [])], key=lambda window: window.start, default=None)
-            return None if newest is None or not newest.sampled else (newest.start, newest.moments)
+            newest = max(ended, key=lambda window: window.start, default=None)
+            if newest is None or (self._last is not None and self._last[0] > newest.start):
+                return self._last
+            return newest.start, newest.moments
 
     @property
     def waiting(self) -> int:
