@@ -227,9 +227,10 @@ class ServedModel:
         ran = time.perf_counter_ns()
         outputs = RunOutputs(result.tensors, result.summary, result.channels)
         observed = self._reducer.reduce(outputs, feed, self._reducers)
-        self.traffic.count(len(batch.rows))
         if counted:
             self.traffic.add(observed, channels=channels)
+        else:
+            self.traffic.count(len(batch.rows))
         kept = [observed.sample(i) if wanted else None for i, wanted in enumerate(batch.keep)]
         outcomes = outcomes_of(self.manifest, result.outputs, batch.rows, kept)
         return BatchResult(outcomes, ready - start, ran - ready, time.perf_counter_ns() - ran)
