@@ -59,7 +59,7 @@ def compare_statistics(request: Request, model: str, query: Annotated[CompareQue
     def read(text: str, name: str) -> _Compared:
         since, until = _parse_window(text, now, name)
         period = state.statistics.history.read(served.traffic, since, until, sketches=True)
-        return _Compared.of_period(period, quantities, (since, until))
+        return _Compared.of_period(period, quantities)
 
     a = read(query.a, "a")
     b = read(query.b, "b") if reference is None else _Compared.of_reference(reference, quantities)
@@ -84,10 +84,10 @@ class _Compared:
     described: dict[str, Any]
 
     @classmethod
-    def of_period(cls, period: Period, quantities: list[int], ends: tuple[float, float]) -> Self:
+    def of_period(cls, period: Period, quantities: list[int]) -> Self:
         values = period.total().values
         chosen = Moments(*(column[quantities] for column in vars(values).values()))
-        return cls(chosen, period.sketches(quantities), _described(period, ends))
+        return cls(chosen, period.sketches(quantities), _described(period))
 
     @classmethod
     def of_reference(cls, reference: Reference, quantities: list[int]) -> Self:
@@ -117,9 +117,9 @@ def _parse_window(text: str, now: float, name: str) -> tuple[float, float]:
     return parse_range(since, until, now, name)
 
 
-def _described(period: Period, ends: tuple[float, float]) -> dict[str, Any]:
-    since, until = (iso(end) for end in ends)
-    return {"since": since, "until": until, "complete": period.complete, "requests": period.requests, "sampled": period.sampled}
+def _described(period: Period) -> dict[str, Any]:
+    ends = {"since": iso(period.since), "until": iso(period.until)}
+    return {**ends, "complete": period.complete, "requests": period.requests, "sampled": period.sampled}
 
 
 def _sorted(names: list[tuple[str, str | None, str]], measured: Comparison) -> list[dict[str, Any]]:

@@ -153,7 +153,7 @@ def _layers(
     return described
 
 
-def table(period: Period, choice: Choice, step_s: int | None, since: float, until: float) -> Columns:
+def table(period: Period, choice: Choice, step_s: int | None) -> Columns:
     """One row for each step, layer and side; without a step one for each layer and side.
 
     residual_ratio and cosine stand in the row of the side `residual`. Numbers are arrays, NaN where they are undefined.
@@ -163,7 +163,7 @@ def table(period: Period, choice: Choice, step_s: int | None, since: float, unti
     quantities = choice.quantities(source)
     if step_s is None:
         window = WindowMoments.from_bytes([period.total().to_bytes()], source.sides, source.adds)
-        starts, ends, requests, sampled = [since], [until], [period.requests], [period.sampled]
+        starts, ends, requests, sampled = [period.since], [period.until], [period.requests], [period.sampled]
         if choice.ranks:
             quantiles = period.sketches(quantities).quantiles(choice.ranks)[None]
     else:

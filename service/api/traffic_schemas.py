@@ -136,8 +136,8 @@ class TrafficAnswer(BaseModel):
 
     model: str
     version: str
-    since: str = Field(description="ISO 8601, UTC; widened to whole windows, as is `until`")
-    until: str = Field(description="old windows, merged into hours and days, count only where they lie wholly between")
+    since: str = Field(description="ISO 8601, UTC; widened to whole windows, and to hours and days where old windows were merged")
+    until: str = Field(description="likewise")
     complete: bool = Field(description="false while the database cannot be read: only what this process has not stored yet is here")
     requests: int = Field(description="inputs served; a call with three photos counts three")
     sampled: int = Field(description="of these, inputs whose statistics were taken")
@@ -151,7 +151,7 @@ class ComparedPeriod(BaseModel):
 
     model_config = _like(_PERIOD)
 
-    since: str
+    since: str = Field(description="widened as in the statistics, as is `until`")
     until: str
     complete: bool = Field(description="as in the statistics")
     requests: int

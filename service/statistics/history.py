@@ -38,15 +38,19 @@ class Step:
 
 @dataclass(frozen=True)
 class Period:
-    """The windows that lie between two moments, the oldest first.
+    """The windows of a stretch of time, the oldest first.
 
     Attributes:
         series: what was counted in them.
+        since: begin, seconds since 1970: that of the first window that the stretch reaches into.
+        until: end, likewise.
         parts: of the windows.
         complete: False if the database could not be read, so that only what waits in this process is here.
     """
 
     series: Series
+    since: int
+    until: int
     parts: tuple[StoredPart, ...]
     complete: bool
 
@@ -111,7 +115,7 @@ class History:
         self._database, self._tried = database, tried
 
     def read(self, traffic: TrafficStatistics, since: float, until: float, *, sketches: bool = False) -> Period:
-        """All windows that lie between the two, both widened to whole windows."""
+        """All windows that reach into the stretch between the two; where these are hours or days, it is widened to them."""
         since, until = _widened(since, until, traffic.window_s)
         # first what is not stored: what is stored between the two looks is then counted once, by its name
         pending = traffic.pending(since, until, sketches=sketches)
@@ -120,7 +124,7 @@ class History:
             lambda connection, series: read_windows(connection, series, since, until, sketches=sketches), traffic.series
         )
         parts = sorted([*(part for part in stored if part.part not in here), *pending], key=lambda part: part.start)
-        return Period(traffic.series, tuple(parts), complete)
+        return Period(traffic.series, *_covered(since, until, parts), tuple(parts), complete)
 
     def read_channels(self, traffic: TrafficStatistics, since: float, until: float) -> ChannelMoments | None:
         """Moments of every channel over all hours between the two, both widened to whole hours; None where there is none."""
@@ -144,6 +148,11 @@ class History:
 
 def _widened(since: float, until: float, seconds: int) -> tuple[int, int]:
     return int(since // seconds) * seconds, int(-(-until // seconds)) * seconds
+
+
+def _covered(since: int, until: int, parts: Sequence[StoredPart]) -> tuple[int, int]:
+    starts, ends = [part.start for part in parts], [part.start + part.seconds for part in parts]
+    return min([since, *starts]), max([until, *ends])
 
 
 def _starts(steps: Sequence[Step]) -> NDArray[np.int64]:

@@ -111,6 +111,18 @@ def test_times_are_iso_or_relative(busy: httpx.Client, since: str, until: str, f
         assert answer["series"]["start"] == []
 
 
+def test_the_answer_names_the_time_that_it_covers(busy: httpx.Client) -> None:
+    """Both ends are widened to whole windows, in JSON and in a table."""
+    params = {"since": "2026-05-04T10:00:59Z", "until": "2026-05-04T12:30:01Z", "layers": "embedding_norm"}
+    covered = ("2026-05-04T10:00:00Z", "2026-05-04T12:31:00Z")
+    answer = busy.get(URL, params=params).json()
+    assert (answer["since"], answer["until"]) == covered
+    rows = list(csv.DictReader(io.StringIO(busy.get(URL, params=params, headers={"Accept": "text/csv"}).text)))
+    assert {(row["start"], row["end"]) for row in rows} == {covered}
+    compared = busy.get(f"{URL}/compare", params={"a": f"{params['since']}..{params['until']}", "b": "-1h..now"}).json()
+    assert (compared["a"]["since"], compared["a"]["until"]) == covered
+
+
 @pytest.mark.parametrize(
     ("params", "status", "says"),
     [
