@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware.cors import CORSMiddleware
 
-from service.api import compare, events, health, home, models, predict, statistics, whatif
+from service.api import channels, compare, events, health, home, models, predict, statistics, whatif
 from service.api.admission import Admission
 from service.api.answers import add_error_handlers, answer_error
 from service.api.direct import DirectRoutes, HotRoutes
@@ -77,7 +77,7 @@ def create_app(settings: Settings) -> FastAPI:
         redirect_slashes=False,  # clients that follow a redirect lose the body, others take it for an error
     )
     add_error_handlers(app)
-    for module in (predict, whatif, models, compare, statistics, events, oip, health, home):
+    for module in (predict, whatif, models, channels, compare, statistics, events, oip, health, home):
         app.include_router(module.router)
     hot, observer, keys = HotRoutes([predict.router, oip.hot_router]), Observer(metrics, repository), Keys.of(settings)
     refuse = EarlyRefusal(hot, repository, observer, lifecycle, keys)

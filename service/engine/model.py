@@ -5,6 +5,9 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
 
 from models.artifact import Artifact, Manifest
 from models.statistics.layers import BatchReducer, RunOutputs, SideLayout
@@ -21,6 +24,7 @@ from service.errors import DeadlineExceededError, InvalidRequestError, Overloade
 from service.settings import Settings
 from service.statistics.sampling import Sampler
 from service.statistics.series import Series
+from service.statistics.sketches import Sketches
 from service.statistics.traffic import TrafficStatistics
 
 
@@ -91,6 +95,15 @@ class ServedModel:
         self._in_hand = 0
         self._closed = False
         self.traffic = traffic_of(self.manifest, self.layout)  # last, for a model that cannot be loaded never releases it
+
+    @cached_property
+    def reference_sketches(self) -> Sketches | None:
+        """Of all values of the reference; made when somebody first compares with it."""
+        if self.reference is None:
+            return None
+        sketches = Sketches(self.reference.values.shape[1])
+        sketches.update(self.reference.values.astype(np.float64))
+        return sketches
 
     @property
     def depth(self) -> int:

@@ -98,6 +98,25 @@ class Period:
         return merged_sketches(self.parts, self.series, quantities)
 
 
+@dataclass(frozen=True)
+class ChannelPeriod:
+    """The channels over a stretch of time.
+
+    Attributes:
+        since: begin, seconds since 1970: that of the first hour or day that the stretch reaches into.
+        until: end, likewise.
+        sampled: inputs whose channels were taken.
+        moments: of all of them; None where there are none.
+        complete: as in `Period`.
+    """
+
+    since: int
+    until: int
+    sampled: int
+    moments: ChannelMoments | None
+    complete: bool
+
+
 def merged_sketches(parts: Sequence[StoredPart], series: Series, quantities: Sequence[int]) -> Sketches:
     """Sketches of the chosen quantities over these parts, which were read with sketches."""
     merged = Sketches(len(quantities))
@@ -126,14 +145,15 @@ class History:
         parts = sorted([*(part for part in stored if part.part not in here), *pending], key=lambda part: part.start)
         return Period(traffic.series, *_covered(since, until, parts), tuple(parts), complete)
 
-    def read_channels(self, traffic: TrafficStatistics, since: float, until: float) -> ChannelMoments | None:
-        """Moments of every channel over all hours between the two, both widened to whole hours; None where there is none."""
+    def read_channels(self, traffic: TrafficStatistics, since: float, until: float) -> ChannelPeriod:
+        """Moments of every channel over all hours and days that reach into the stretch between the two."""
         since, until = _widened(since, until, HOUR_S)
         pending = traffic.pending_channels(since, until)
         here = {part.part for part in pending}
-        stored, _ = self._stored(lambda connection, series: read_channels(connection, series, since, until), traffic.series)
+        stored, complete = self._stored(lambda connection, series: read_channels(connection, series, since, until), traffic.series)
         parts = [*(part for part in stored if part.part not in here), *pending]
-        return ChannelMoments.merged([ChannelMoments.from_bytes(part.moments) for part in parts]) if parts else None
+        moments = ChannelMoments.merged([ChannelMoments.from_bytes(part.moments) for part in parts]) if parts else None
+        return ChannelPeriod(*_covered(since, until, parts), sum(part.sampled for part in parts), moments, complete)
 
     def _stored(self, read: "Callable[..., list[StoredPart]]", series: Series) -> tuple[list[StoredPart], bool]:
         self._tried.wait(_PATIENCE_S)

@@ -60,7 +60,7 @@ class Sketches:
         if len(known) < self.size:  # the library has no answer for an empty sketch
             found = np.full((self.size, len(levels)), np.nan)
             if len(known):
-                found[known] = type(self).from_bytes(self.to_bytes(), self.size, known.tolist()).quantiles(levels)
+                found[known] = self.choose(known.tolist()).quantiles(levels)
             return found
         found = np.asarray(self._vector.get_quantiles(levels), dtype=np.float64)
         # known exactly, and not always among the values that a sketch has kept
@@ -75,6 +75,10 @@ class Sketches:
         """
         below = np.nextafter(edges.astype(np.float32), np.float32(np.inf))  # the library counts an equal value above
         return np.asarray(self._vector.get_pmf(below, quantity), dtype=np.float64).reshape(-1)
+
+    def choose(self, chosen: Sequence[int]) -> Self:
+        """Copies of the sketches of some quantities, in their order."""
+        return type(self).from_bytes(self.to_bytes(), self.size, chosen)
 
     def to_bytes(self) -> bytes:
         """uint32 lengths of all sketches, then the sketches in the library's own form."""

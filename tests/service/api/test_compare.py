@@ -82,6 +82,7 @@ def test_an_empty_window_has_no_effect(busy: httpx.Client) -> None:
         ({"a": "-1h..now", "b": "reference"}, 404, "has no reference"),
         ({"a": "-1h", "b": "-2h..-1h"}, 422, "a: '-1h' is no stretch of time"),
         ({"a": "-1h..now", "b": "-1h..-2h"}, 422, "b: -1h is not before -2h"),
+        ({"a": "-1h..now", "b": "nonsense"}, 422, "write -2h..-1h, or reference"),
         ({"a": "..", "b": "-2h..-1h"}, 422, "a: '' is no time"),
         ({"a": "-1h..now"}, 422, "b"),
         ({"a": "-1h..now", "b": "-2h..-1h", "layers": "nothing"}, 404, "matches 'nothing'"),

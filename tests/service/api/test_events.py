@@ -1,13 +1,17 @@
 """The stream of windows for live pages, read from a real server, and the metrics of chosen layers."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import httpx
+import onnx
 import pytest
 
+from models.artifact import load_artifact, write_manifest
 from service.settings import Settings
 from tests.conftest import SmallRepository, running_server
 from tests.networks import SENTENCES
@@ -92,6 +96,25 @@ def test_a_stream_that_cannot_be_is_refused(
     """Before the stream begins, with the status of what is wrong; an id that is long past starts with the recent windows."""
     with live.stream("GET", URL, params=params, headers=headers) as response:
         assert response.status_code == status
+
+
+def test_a_stream_follows_a_model_that_is_replaced(small_repository: SmallRepository, tmp_path: Path) -> None:
+    """With other weights under its version, an open stream goes on with what they see; unloaded, the stream ends."""
+    shutil.copytree(small_repository.folder / "text", tmp_path / "text")
+    settings = Settings.model_validate({"model_repository": tmp_path, "statistics_sample": 1, "statistics_window_s": 1})
+    with running_server(settings) as client, client.stream("GET", URL, params={"layers": "embedding_norm"}) as response:
+        events = _events(response)
+        next(events)
+        artifact = load_artifact(tmp_path / "text" / "1")
+        graph = onnx.load(artifact.folder / "model.onnx")
+        graph.doc_string = "retrained"
+        onnx.save(graph, artifact.folder / "model.onnx")
+        write_manifest(artifact.folder, artifact.manifest, list(artifact.manifest.files))
+        client.post("/v2/repository/models/text/load").raise_for_status()
+        client.post("/v1/models/text/predict", json={"inputs": SENTENCES[0]}).raise_for_status()
+        assert next(event for event in events if event["data"]["requests"])["data"]["sampled"] == 1
+        client.post("/v2/repository/models/text/unload").raise_for_status()
+        assert sum(event["data"]["requests"] for event in events) == 0  # those that were due; then it is over
 
 
 def test_streams_end_with_the_service(small_repository: SmallRepository) -> None:

@@ -66,8 +66,11 @@ def test_minutes_become_hours_and_days(database: Database) -> None:
         now, then = (period.sketches(quantities) for period in (after, before))
         assert now.counts.tolist() == then.counts.tolist()
         np.testing.assert_array_equal(now.quantiles([0.0, 1.0]), then.quantiles([0.0, 1.0]))
-    assert (channels := service.history.read_channels(service.traffic, start - DAY_S, start + 2 * DAY_S)) is not None
-    assert channels.row(0).count.tolist() == [90 * 2 * 4] * 3
+    channels = service.history.read_channels(service.traffic, start + 7, start + 8)
+    day = start // DAY_S * DAY_S
+    assert (channels.sampled, channels.since, channels.until, channels.complete) == (180, day, day + DAY_S, True)
+    assert channels.moments is not None
+    assert channels.moments.row(0).count.tolist() == [90 * 2 * 4] * 3
 
 
 def test_a_stretch_is_widened_to_the_hours_and_days_that_it_reaches_into(database: Database) -> None:
