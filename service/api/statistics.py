@@ -61,7 +61,7 @@ def traffic_statistics(
     since, until = parse_range(query.since, query.until, now)
     step_s = None if query.step is None else parse_step(query.step, state.settings.statistics_window_s)
     choice = Choice.of(served.manifest, query.layers, query.side, parse_ranks(query.quantiles))
-    period = state.statistics.history.read(served.traffic, since, until, sketches=bool(choice.ranks))
+    period = state.statistics.history.read(served.traffic, since, until, sketches=bool(choice.ranks), step_s=step_s)
     choice.check_size(0 if step_s is None else len(period.steps(step_s)), state.settings.max_statistics_values)
     if kind != JSON:
         return table_answer(kind, table(period, choice, step_s))

@@ -14,7 +14,7 @@ from service.api.layers import choose_layers
 from service.api.timerange import iso
 from service.errors import InvalidRequestError, TooManyValuesError
 from service.statistics.columns import side_columns, value_columns
-from service.statistics.history import Period, quantiles_by
+from service.statistics.history import Period
 from service.statistics.series import Series
 from service.statistics.window import WindowMoments
 
@@ -121,7 +121,7 @@ def series(period: Period, choice: Choice, step_s: int) -> dict[str, Any]:
     if steps:
         quantiles = None
         if choice.ranks:
-            quantiles = quantiles_by(steps, period.series, choice.quantities(period.series), choice.ranks)
+            quantiles = period.quantiles_by(steps, choice.quantities(period.series), choice.ranks)
         shown["layers"] = _layers(period.pooled_by(steps), quantiles, period.series, choice, lambda column: column.tolist())
     return shown
 
@@ -172,7 +172,7 @@ def table(period: Period, choice: Choice, step_s: int | None) -> Columns:
         requests, sampled = [step.requests for step in steps], [step.sampled for step in steps]
         window = period.pooled_by(steps) if steps else WindowMoments.from_bytes([], source.sides, source.adds)
         if choice.ranks and steps:
-            quantiles = quantiles_by(steps, source, quantities, choice.ranks)
+            quantiles = period.quantiles_by(steps, quantities, choice.ranks)
     chosen = [source.layout.row_of[layer.layer, side] for layer, side in rows]
     columns: Columns = {
         "start": [iso(each) for each in starts for _ in rows],

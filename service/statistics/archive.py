@@ -13,6 +13,8 @@ from service.statistics.retention import DAY_S, HOUR_S, Retention
 from service.statistics.sketches import Sketches
 from service.statistics.window import WindowMoments
 
+_NAMES = 500  # in one statement
+
 
 def write_parts(connection: Connection, series: int, windows: Sequence[StoredPart], channels: Sequence[StoredPart]) -> None:
     """Stores parts; what was stored of them before is replaced."""
@@ -30,6 +32,17 @@ def read_windows(connection: Connection, series: int, since: float, until: float
 def read_channels(connection: Connection, series: int, since: float, until: float) -> list[StoredPart]:
     """The same of the channels; hours and days."""
     return _read(connection, channels_table, _reaching(channels_table, series, since, until), sketches=False)
+
+
+def read_sketches(connection: Connection, series: int, parts: Sequence[StoredPart]) -> dict[int, bytes]:
+    """The sketches of these windows, by the names of the parts."""
+    c = windows_table.c
+    found: dict[int, bytes] = {}
+    for i in range(0, len(parts), _NAMES):
+        chunk = parts[i : i + _NAMES]
+        named = and_(c.series == series, c.start >= chunk[0].start, c.start <= chunk[-1].start, c.part.in_([p.part for p in chunk]))
+        found |= {part: bytes(sketches) for part, sketches in connection.execute(select(c.part, c.sketches).where(named))}
+    return found
 
 
 def _reaching(table: Table, series: int, since: float, until: float) -> ColumnElement[bool]:
