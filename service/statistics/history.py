@@ -113,10 +113,12 @@ class Period:
         return np.stack([self._merge(each, quantities).quantiles(ranks) for each in grouped])
 
     def _merge(self, groups: Sequence[Group], quantities: Sequence[int]) -> Sketches:
-        merged = Sketches(len(quantities))
-        for group in groups:
-            merged.merge(Sketches.from_bytes(group.sketches, self.series.values, quantities))
-        return merged
+        if not groups:
+            return Sketches(len(quantities))
+        first, *others = (Sketches.from_bytes(group.sketches, self.series.values, quantities) for group in groups)
+        for each in others:
+            first.merge(each)
+        return first
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import argparse
 import shutil
 import statistics
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -40,7 +40,7 @@ def database() -> Iterator[str | None]:
         server.remove()
 
 
-def variants(folder: Path, url: str | None) -> dict[str, Mapping[str, str]]:
+def variants(folder: Path, url: str | None) -> dict[str, dict[str, str]]:
     """The settings of each service."""
     found = {_PLAIN: {"NORMSCOPE_STATISTICS_SAMPLE": "0"}, "SQLite file": {"NORMSCOPE_DATA_DIR": str(folder)}}
     return found if url is None else found | {"PostgreSQL": {"NORMSCOPE_DATABASE_URL": url}}

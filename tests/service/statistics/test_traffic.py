@@ -5,6 +5,7 @@ import itertools
 import weakref
 
 import pytest
+from pydantic import ValidationError
 
 from models.artifact import load_artifact
 from models.statistics.layers import SideLayout
@@ -82,6 +83,13 @@ def test_windows_shorter_than_the_interval_of_storing_are_all_kept() -> None:
         serve(traffic, 1, seed=second)
     assert [part.sampled for part in traffic.changed()] == [1] * 300
     assert traffic.dropped == Dropped()
+
+
+def test_storing_may_not_wait_longer_than_windows_are_kept() -> None:
+    """Windows are kept an hour at least before they are merged into hours; an interval that comes near is refused with its limit."""
+    assert Settings(statistics_flush_s=1800).statistics_flush_s == 1800
+    with pytest.raises(ValidationError, match=r"statistics_flush_s\n.*less than or equal to 1800"):
+        Settings(statistics_flush_s=1801)
 
 
 def test_a_window_is_made_into_bytes_once() -> None:
