@@ -86,7 +86,7 @@ def test_windows_shorter_than_the_interval_of_storing_are_all_kept() -> None:
 
 
 def test_storing_may_not_wait_longer_than_windows_are_kept() -> None:
-    """Windows are kept an hour at least before they are merged into hours; an interval that comes near is refused with its limit."""
+    """Windows are kept an hour before they are merged into hours; an interval that comes near is refused with its limit."""
     assert Settings(statistics_flush_s=1800).statistics_flush_s == 1800
     with pytest.raises(ValidationError, match=r"statistics_flush_s\n.*less than or equal to 1800"):
         Settings(statistics_flush_s=1801)
