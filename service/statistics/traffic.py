@@ -62,14 +62,13 @@ class TrafficStatistics:
         self._arrived_bytes = 0
         self._served: Counter[int] = Counter()
         self._next_channels = 0.0
-        self._users = 0
-        self._counting = threading.Lock()  # of the five above; held for a microsecond
+        self._users = self._dropped_backlog = 0
+        self._counting = threading.Lock()  # of the six above; held for a microsecond
         self._windows: dict[int, PendingWindow] = {}
         self._channels: dict[int, PendingChannels] = {}
         self._last: tuple[int, WindowMoments] | None = None
-        self._dropped_backlog = 0
         self._dropped = Dropped()
-        self._merging = threading.Lock()  # of those above that are not counted into
+        self._merging = threading.Lock()  # of the four above
 
     def acquire(self) -> None:
         """Notes that a model counts here from now on."""

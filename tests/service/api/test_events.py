@@ -12,8 +12,12 @@ import onnx
 import pytest
 
 from models.artifact import load_artifact, write_manifest
+from service.api.events import EventsQuery, _Source
+from service.app import create_app
 from service.settings import Settings
-from tests.conftest import SmallRepository, running_server
+from service.statistics.archive import write_parts
+from service.statistics.traffic import TrafficStatistics
+from tests.conftest import SmallRepository, running_app, running_server
 from tests.networks import SENTENCES
 
 URL = "/v1/models/text/events"
@@ -77,6 +81,24 @@ def test_a_client_that_comes_back_gets_what_it_missed(live: httpx.Client) -> Non
     with live.stream("GET", URL, headers={"Last-Event-ID": first["id"]}) as response:
         following = list(islice(_events(response), 2))
     assert [int(event["id"]) for event in following] == [int(first["id"]) + 1, int(first["id"]) + 2]
+
+
+def test_a_window_that_was_merged_into_an_hour_is_no_event(small_repository: SmallRepository) -> None:
+    """Of a longer window no part can be told: a client that missed it gets no event that holds the whole of it."""
+    app = create_app(Settings(model_repository=small_repository.folder))
+    with running_app(app) as client:
+        client.get("/v1/models/text/statistics").raise_for_status()  # the tables were made
+        state = app.state.normscope
+        series = state.repository.get("text").traffic.series
+        merged = TrafficStatistics(series, 3600, lambda: 7200.0)
+        merged.count(5)
+        database = state.statistics.database
+        number = database.add_series(series)
+        with database.writing() as connection:
+            write_parts(connection, number, merged.changed(), [])
+        source = _Source(state, "text", EventsQuery())
+        assert [source.event(start) for start in (7200, 9000, 10_740)] == [b""] * 3
+        assert [b'"requests":0' in source.event(start) for start in (7140, 10_800)] == [True] * 2
 
 
 @pytest.mark.parametrize(
