@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 ARCHIVE_RESNET50 ?=
 ARCHIVE_ENCODER ?=
 
-.PHONY: serve test test-zoo check format train bench bench-int8 bench-loop bench-quota bench-peers clean help
+.PHONY: serve test test-zoo check format train bench bench-int8 bench-loop bench-quota bench-statistics bench-peers clean help
 
 help:            ## list the commands
 	@grep -E '^[a-z0-9-]+: .*##' Makefile | sed -E 's/:.*##/\t/'
@@ -57,6 +57,10 @@ train: $(VENV)/test.stamp        ## train both models (hours on a CPU) and write
 
 bench: $(VENV)/test.stamp service/statistics/observe.so  ## print the table of speeds
 	$(BIN)/python -m tests.benchmarks.overhead
+
+bench-statistics: $(VENV)/test.stamp service/statistics/observe.so  ## print what storing statistics costs under load (needs wrk), and how long queries take
+	$(BIN)/python -m tests.benchmarks.storing
+	$(BIN)/python -m tests.benchmarks.query
 
 INT8 := .bench/int8/resnet50/1-int8
 $(INT8)/manifest.json: $(VENV)/test.stamp models/quantization.py models/artifacts/resnet50/1/manifest.json

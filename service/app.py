@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware.cors import CORSMiddleware
 
-from service.api import compare, events, health, home, models, predict, statistics, whatif
+from service.api import channels, compare, events, health, home, models, predict, statistics, whatif
 from service.api.admission import Admission
 from service.api.answers import add_error_handlers, answer_error
 from service.api.direct import DirectRoutes, HotRoutes
@@ -78,7 +78,7 @@ def create_app(settings: Settings) -> FastAPI:
         redirect_slashes=False,  # clients that follow a redirect lose the body, others take it for an error
     )
     add_error_handlers(app)
-    for module in (predict, whatif, models, compare, statistics, events, oip, health, home):
+    for module in (predict, whatif, models, channels, compare, statistics, events, oip, health, home):
         app.include_router(module.router)
     if (keys := Keys.of(settings)) is not None:
         document_keys(app.openapi(), keys, open_metrics=settings.open_metrics)  # which the framework makes once

@@ -78,7 +78,9 @@ class Settings(BaseSettings):
     statistics_window_s: Annotated[int, Field(ge=1, le=3600), AfterValidator(_divides_an_hour)] = Field(
         default=60, description="seconds of a window of the statistics over traffic; divides 3600"
     )
-    statistics_flush_s: float = Field(default=10, gt=0, description="seconds between two times that statistics are stored")
+    statistics_flush_s: float = Field(
+        default=10, gt=0, le=1800, description="seconds between two times that statistics are stored, 1800 at most"
+    )
     statistics_retention: Annotated[str, AfterValidator(_retention)] = Field(
         default="6h,7d,365d", description="how long windows are kept until merged into hours, hours until days, and days"
     )

@@ -9,7 +9,6 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from models.statistics.moments import Floats, Moments
-from models.statistics.reference import Reference
 from service.api.answers import documented_errors, json_answer
 from service.api.layers import MAX_PATTERN_LENGTH
 from service.api.query import LAYERS_HELP
@@ -29,6 +28,7 @@ router = APIRouter(prefix="/v1/models", tags=["statistics"])
 
 _WINDOW_HELP = f"SINCE..UNTIL, such as -2h..-1h; each is {MOMENT_HELP}"
 _REFERENCE = "reference"
+_B_HELP = f"{_WINDOW_HELP}; or `reference`: data like those of training, stored with the model"
 _MEASURES = ("mean_a", "mean_b", "effect", "effect_low", "effect_high", "variance_ratio", "divergence", "stability", "wasserstein")
 
 
@@ -38,9 +38,7 @@ class CompareQuery(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     a: str = Field(max_length=130, description=f"what is compared: {_WINDOW_HELP}")
-    b: str = Field(
-        max_length=130, description="with what, likewise, or `reference`: data like those of training, stored with the model"
-    )
+    b: str = Field(max_length=130, description=f"with what: {_B_HELP}")
     layers: str = Field(default="*", max_length=MAX_PATTERN_LENGTH, description=LAYERS_HELP)
     side: Side = None
     version: str | None = Field(default=None, description="of the model; the newest where it is not given")
@@ -51,7 +49,6 @@ def compare_statistics(request: Request, model: str, query: Annotated[CompareQue
     """How the values of single requests differ between two stretches of time: one entry for each layer, side and statistic."""
     state = State.of(request)
     served = state.repository.get(model, query.version)
-    reference = _reference_of(served) if query.b == _REFERENCE else None
     choice = Choice.of(served.manifest, query.layers, query.side)
     quantities = choice.quantities(served.traffic.series)
     now = time.time()
@@ -59,10 +56,10 @@ def compare_statistics(request: Request, model: str, query: Annotated[CompareQue
     def read(text: str, name: str) -> _Compared:
         since, until = _parse_window(text, now, name)
         period = state.statistics.history.read(served.traffic, since, until, sketches=True)
-        return _Compared.of_period(period, quantities, (since, until))
+        return _Compared.of_period(period, quantities)
 
+    b = _Compared.of_reference(served, quantities) if query.b == _REFERENCE else read(query.b, "b")
     a = read(query.a, "a")
-    b = read(query.b, "b") if reference is None else _Compared.of_reference(reference, quantities)
     measured = compare(a.values, b.values, a.sketches, b.sketches)
     return json_answer(
         {
@@ -84,42 +81,40 @@ class _Compared:
     described: dict[str, Any]
 
     @classmethod
-    def of_period(cls, period: Period, quantities: list[int], ends: tuple[float, float]) -> Self:
+    def of_period(cls, period: Period, quantities: list[int]) -> Self:
         values = period.total().values
         chosen = Moments(*(column[quantities] for column in vars(values).values()))
-        return cls(chosen, period.sketches(quantities), _described(period, ends))
+        return cls(chosen, period.sketches(quantities), _described(period))
 
     @classmethod
-    def of_reference(cls, reference: Reference, quantities: list[int]) -> Self:
-        values = reference.values[:, quantities].astype(np.float64)
-        sketches = Sketches(len(quantities))
-        sketches.update(values)
-        return cls(single_values(values).pool(axis=0), sketches, {"reference": True, "samples": len(reference)})
-
-
-def _reference_of(served: ServedModel) -> Reference:
-    if served.reference is None:
-        raise UnknownReferenceError(
-            f"{served.manifest.name} has no reference",
-            value=_REFERENCE,
-            limit=_WINDOW_HELP,
-            remedy="make one with `python -m models reference` and load the model again, or compare with a window: -2h..-1h",
-        )
-    return served.reference
+    def of_reference(cls, served: ServedModel, quantities: list[int]) -> Self:
+        if served.reference is None or served.reference_sketches is None:
+            raise UnknownReferenceError(
+                f"{served.manifest.name} has no reference",
+                value=_REFERENCE,
+                limit=_WINDOW_HELP,
+                remedy="make one with `python -m models reference` and load the model again, or compare with a window: -2h..-1h",
+            )
+        values = single_values(served.reference.values[:, quantities].astype(np.float64)).pool(axis=0)
+        described = {"reference": True, "samples": len(served.reference)}
+        return cls(values, served.reference_sketches.choose(quantities), described)
 
 
 def _parse_window(text: str, now: float, name: str) -> tuple[float, float]:
     since, separator, until = text.partition("..")
     if not separator:
         raise InvalidRequestError(
-            f"{name}: {text!r} is no stretch of time", value=text, limit=_WINDOW_HELP, remedy="write -2h..-1h"
+            f"{name}: {text!r} is no stretch of time",
+            value=text,
+            limit=_B_HELP if name == "b" else _WINDOW_HELP,
+            remedy="write -2h..-1h, or reference" if name == "b" else "write -2h..-1h",
         )
     return parse_range(since, until, now, name)
 
 
-def _described(period: Period, ends: tuple[float, float]) -> dict[str, Any]:
-    since, until = (iso(end) for end in ends)
-    return {"since": since, "until": until, "complete": period.complete, "requests": period.requests, "sampled": period.sampled}
+def _described(period: Period) -> dict[str, Any]:
+    ends = {"since": iso(period.since), "until": iso(period.until)}
+    return {**ends, "complete": period.complete, "requests": period.requests, "sampled": period.sampled}
 
 
 def _sorted(names: list[tuple[str, str | None, str]], measured: Comparison) -> list[dict[str, Any]]:

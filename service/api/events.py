@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import Annotated
 
 import orjson
@@ -17,10 +18,8 @@ from service.api.query import LAYERS_HELP
 from service.api.statistics import Side
 from service.api.timerange import iso
 from service.api.traffic import Choice, totals
-from service.errors import InvalidRequestError
-from service.lifecycle import Lifecycle
+from service.errors import InvalidRequestError, ServiceError
 from service.state import State
-from service.statistics.history import History
 from service.statistics.traffic import TrafficStatistics
 
 router = APIRouter(prefix="/v1/models", tags=["statistics"])
@@ -60,20 +59,66 @@ async def events(
     ] = None,
 ) -> Response:
     """One event `window` for each window that ends, named by its start: its totals, as in the statistics; also without traffic."""
-    state = State.of(request)
-    served = state.repository.get(model, query.version)
-    choice = Choice.of(served.manifest, query.layers, query.side)
-    choice.check_size(0, state.settings.max_statistics_values)
-    window_s = served.traffic.window_s
+    source = _Source(State.of(request), model, query)
+    source.resolve()
+    window_s = source.window_s
     now = int(time.time())
     first = now // window_s * window_s
     if last_event_id:
         first = max(_parse_id(last_event_id, window_s, now) + window_s, first - _MAX_MISSED * window_s)
     return StreamingResponse(
-        _stream(state.statistics.history, served.traffic, choice, first, state.lifecycle),
+        _stream(source, first),
         media_type="text/event-stream",
         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
     )
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What a stream is made from."""
+
+    state: State
+    model: str
+    query: EventsQuery
+
+    @property
+    def window_s(self) -> int:
+        return self.state.settings.statistics_window_s
+
+    @property
+    def late_s(self) -> float:
+        """Seconds from the end of a window until it is whole here: other replicas of a database store their part later."""
+        return _LATE_S + (self.state.settings.statistics_flush_s if self.state.statistics.database.shared else 0)
+
+    def resolve(self) -> tuple[TrafficStatistics, Choice]:
+        """What serves the model now, after it was replaced also, and what of it is shown.
+
+        Raises:
+            ServiceError: it is not served any more, has none of the layers, or too many.
+        """
+        served = self.state.repository.get(self.model, self.query.version)
+        choice = Choice.of(served.manifest, self.query.layers, self.query.side)
+        choice.check_size(0, self.state.settings.max_statistics_values)
+        return served.traffic, choice
+
+    def event(self, start: int) -> bytes:
+        """The event of one window; nothing where it was merged into a longer one."""
+        traffic, choice = self.resolve()
+        end = start + self.window_s
+        period = self.state.statistics.history.read(traffic, start, end)
+        if (period.since, period.until) != (start, end):
+            return b""
+        data = orjson.dumps(
+            {
+                "start": iso(start),
+                "end": iso(end),
+                "complete": period.complete,
+                "requests": period.requests,
+                "sampled": period.sampled,
+                "layers": totals(period, choice),
+            }
+        )
+        return b"event: window\nid: %d\ndata: %s\n\n" % (start, data)
 
 
 def _parse_id(text: str, window_s: int, now: int) -> int:
@@ -87,34 +132,22 @@ def _parse_id(text: str, window_s: int, now: int) -> int:
     )
 
 
-async def _stream(
-    history: History, traffic: TrafficStatistics, choice: Choice, first: int, lifecycle: Lifecycle
-) -> AsyncIterator[bytes]:
-    """Ends when the service does; the client opens it again, elsewhere or later, and names the last event it has."""
+async def _stream(source: _Source, first: int) -> AsyncIterator[bytes]:
+    """Ends when the service does or the model is gone; the client opens it again, elsewhere or later, and names the last event
+    it has.
+    """
     yield b"retry: 2000\n\n"
-    start, window_s, spoke = first, traffic.window_s, time.monotonic()
-    while lifecycle.serving:
-        if time.time() >= start + window_s + _LATE_S:
-            yield await run_in_threadpool(_event, history, traffic, choice, start)
-            start += window_s
+    start, spoke = first, time.monotonic()
+    while source.state.lifecycle.serving:
+        if time.time() >= start + source.window_s + source.late_s:
+            try:
+                yield await run_in_threadpool(source.event, start)
+            except ServiceError:
+                return
+            start += source.window_s
             spoke = time.monotonic()
         else:
             await asyncio.sleep(_LOOK_S)
             if time.monotonic() - spoke >= _COMMENT_S:
                 yield b": still here\n\n"
                 spoke = time.monotonic()
-
-
-def _event(history: History, traffic: TrafficStatistics, choice: Choice, start: int) -> bytes:
-    period = history.read(traffic, start, start + traffic.window_s)
-    data = orjson.dumps(
-        {
-            "start": iso(start),
-            "end": iso(start + traffic.window_s),
-            "complete": period.complete,
-            "requests": period.requests,
-            "sampled": period.sampled,
-            "layers": totals(period, choice),
-        }
-    )
-    return b"event: window\nid: %d\ndata: %s\n\n" % (start, data)

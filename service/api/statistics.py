@@ -53,7 +53,7 @@ def traffic_statistics(
     query: Annotated[StatisticsQuery, Query()],
     accept: Annotated[str | None, Header(include_in_schema=False)] = None,  # OpenAPI names media types, not the header
 ) -> Response:
-    """Statistics of every layer over the sampled traffic, from whole windows that lie between `since` and `until`."""
+    """Statistics of every layer over the sampled traffic, from the windows that reach into the time from `since` to `until`."""
     state = State.of(request)
     kind = negotiate(accept)
     served = state.repository.get(model, query.version)
@@ -61,16 +61,16 @@ def traffic_statistics(
     since, until = parse_range(query.since, query.until, now)
     step_s = None if query.step is None else parse_step(query.step, state.settings.statistics_window_s)
     choice = Choice.of(served.manifest, query.layers, query.side, parse_ranks(query.quantiles))
-    period = state.statistics.history.read(served.traffic, since, until, sketches=bool(choice.ranks))
+    period = state.statistics.history.read(served.traffic, since, until, sketches=bool(choice.ranks), step_s=step_s)
     choice.check_size(0 if step_s is None else len(period.steps(step_s)), state.settings.max_statistics_values)
     if kind != JSON:
-        return table_answer(kind, table(period, choice, step_s, since, until))
+        return table_answer(kind, table(period, choice, step_s))
     return json_answer(
         {
             "model": served.manifest.name,
             "version": served.manifest.version,
-            "since": iso(since),
-            "until": iso(until),
+            "since": iso(period.since),
+            "until": iso(period.until),
             "complete": period.complete,
             "requests": period.requests,
             "sampled": period.sampled,

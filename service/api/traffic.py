@@ -14,7 +14,7 @@ from service.api.layers import choose_layers
 from service.api.timerange import iso
 from service.errors import InvalidRequestError, TooManyValuesError
 from service.statistics.columns import side_columns, value_columns
-from service.statistics.history import Period, quantiles_by
+from service.statistics.history import Period
 from service.statistics.series import Series
 from service.statistics.window import WindowMoments
 
@@ -121,7 +121,7 @@ def series(period: Period, choice: Choice, step_s: int) -> dict[str, Any]:
     if steps:
         quantiles = None
         if choice.ranks:
-            quantiles = quantiles_by(steps, period.series, choice.quantities(period.series), choice.ranks)
+            quantiles = period.quantiles_by(steps, choice.quantities(period.series), choice.ranks)
         shown["layers"] = _layers(period.pooled_by(steps), quantiles, period.series, choice, lambda column: column.tolist())
     return shown
 
@@ -153,7 +153,7 @@ def _layers(
     return described
 
 
-def table(period: Period, choice: Choice, step_s: int | None, since: float, until: float) -> Columns:
+def table(period: Period, choice: Choice, step_s: int | None) -> Columns:
     """One row for each step, layer and side; without a step one for each layer and side.
 
     residual_ratio and cosine stand in the row of the side `residual`. Numbers are arrays, NaN where they are undefined.
@@ -163,7 +163,7 @@ def table(period: Period, choice: Choice, step_s: int | None, since: float, unti
     quantities = choice.quantities(source)
     if step_s is None:
         window = WindowMoments.from_bytes([period.total().to_bytes()], source.sides, source.adds)
-        starts, ends, requests, sampled = [since], [until], [period.requests], [period.sampled]
+        starts, ends, requests, sampled = [period.since], [period.until], [period.requests], [period.sampled]
         if choice.ranks:
             quantiles = period.sketches(quantities).quantiles(choice.ranks)[None]
     else:
@@ -172,7 +172,7 @@ def table(period: Period, choice: Choice, step_s: int | None, since: float, unti
         requests, sampled = [step.requests for step in steps], [step.sampled for step in steps]
         window = period.pooled_by(steps) if steps else WindowMoments.from_bytes([], source.sides, source.adds)
         if choice.ranks and steps:
-            quantiles = quantiles_by(steps, source, quantities, choice.ranks)
+            quantiles = period.quantiles_by(steps, quantities, choice.ranks)
     chosen = [source.layout.row_of[layer.layer, side] for layer, side in rows]
     columns: Columns = {
         "start": [iso(each) for each in starts for _ in rows],

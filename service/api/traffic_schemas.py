@@ -46,6 +46,18 @@ _ANSWER: dict[str, Any] = {
     "layers": [_LAYER],
     "series": _SERIES,
 }
+_CHANNELS: dict[str, Any] = {
+    "count": [16, 16],
+    "mean": [0.02, -0.4],
+    "var": [1.44, 0.81],
+    "std": [1.2, 0.9],
+    "min": [-4.1, -2.2],
+    "max": [5.3, 1.9],
+    "zeros": [0.0, 0.0],
+    "nonfinite": [0, 0],
+}
+_CHANNELS_LAYER: dict[str, Any] = {"layer": "embedding_norm", "kind": "layer_norm", "before": _CHANNELS}
+_CHANNELS_KEYS = ("model", "version", "since", "until", "complete", "sampled")
 _PERIOD: dict[str, Any] = {key: _ANSWER[key] for key in ("since", "until", "complete", "requests", "sampled")}
 _DIFFERENCE: dict[str, Any] = {
     "layer": "embedding_norm",
@@ -136,8 +148,8 @@ class TrafficAnswer(BaseModel):
 
     model: str
     version: str
-    since: str = Field(description="ISO 8601, UTC; widened to whole windows, as is `until`")
-    until: str = Field(description="old windows, merged into hours and days, count only where they lie wholly between")
+    since: str = Field(description="ISO 8601, UTC; widened to whole windows, and to hours and days where old windows were merged")
+    until: str = Field(description="likewise")
     complete: bool = Field(description="false while the database cannot be read: only what this process has not stored yet is here")
     requests: int = Field(description="inputs served; a call with three photos counts three")
     sampled: int = Field(description="of these, inputs whose statistics were taken")
@@ -146,12 +158,55 @@ class TrafficAnswer(BaseModel):
     series: TrafficSeries | None = Field(description="null unless a step was asked for")
 
 
+class ChannelsSide(BaseModel):
+    """One side over a stretch of time: of each statistic a list by channel, empty where nothing was sampled."""
+
+    model_config = _like(_CHANNELS)
+
+    count: list[int] = Field(description="elements; padding does not count")
+    mean: Numbers
+    var: Numbers
+    std: Numbers
+    min: Numbers
+    max: Numbers
+    zeros: Numbers = Field(description="fraction of exact zeros, 0..1")
+    nonfinite: list[int] = Field(description="NaN and infinities; an input with any in a channel is left out of the rest of it")
+
+
+class ChannelsLayer(BaseModel):
+    """The channels of one layer over a stretch of time."""
+
+    model_config = _like(_CHANNELS_LAYER)
+
+    layer: str
+    kind: ProbeKind
+    before: ChannelsSide | None = None
+    after: ChannelsSide | None = None
+    identity: ChannelsSide | None = None
+    residual: ChannelsSide | None = None
+    sum: ChannelsSide | None = None
+
+
+class ChannelsAnswer(BaseModel):
+    """Statistics of the channels of chosen layers between two moments."""
+
+    model_config = _like({**{key: _ANSWER[key] for key in _CHANNELS_KEYS}, "layers": [_CHANNELS_LAYER]})
+
+    model: str
+    version: str
+    since: str = Field(description="ISO 8601, UTC; widened to whole hours, and to days where old hours were merged")
+    until: str = Field(description="likewise")
+    complete: bool = Field(description="as in the statistics")
+    sampled: int = Field(description="inputs whose channels were taken: those of one run in ten seconds")
+    layers: list[ChannelsLayer]
+
+
 class ComparedPeriod(BaseModel):
     """One of two stretches of time that are compared."""
 
     model_config = _like(_PERIOD)
 
-    since: str
+    since: str = Field(description="widened as in the statistics, as is `until`")
     until: str
     complete: bool = Field(description="as in the statistics")
     requests: int

@@ -5,6 +5,9 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
 
 from models.artifact import Artifact, Manifest
 from models.statistics.layers import BatchReducer, RunOutputs, SideLayout
@@ -22,6 +25,7 @@ from service.errors import DeadlineExceededError, InvalidRequestError, Overloade
 from service.settings import Settings
 from service.statistics.sampling import Sampler
 from service.statistics.series import Series
+from service.statistics.sketches import Sketches
 from service.statistics.traffic import TrafficStatistics
 
 
@@ -63,7 +67,6 @@ class ServedModel:
         self.layout = SideLayout(tuple(self.manifest.layers))
         self.reference = Reference.load(artifact, self.layout)
         self.scorer = self.reference.scorer(self.layout) if self.reference is not None else None
-        self.traffic = traffic_of(self.manifest, self.layout)
         self.counters = Counters()
         self._settings = settings
         self._reader = InputReader(artifact, settings.max_image_pixels)
@@ -95,6 +98,16 @@ class ServedModel:
         self._places = threading.Condition()
         self._in_hand = 0
         self._closed = False
+        self.traffic = traffic_of(self.manifest, self.layout)  # last, for a model that cannot be loaded never releases it
+
+    @cached_property
+    def reference_sketches(self) -> Sketches | None:
+        """Of all values of the reference; made when somebody first compares with it."""
+        if self.reference is None:
+            return None
+        sketches = Sketches(self.reference.values.shape[1])
+        sketches.update(self.reference.values.astype(np.float64))
+        return sketches
 
     @property
     def depth(self) -> int:
@@ -236,9 +249,10 @@ class ServedModel:
         ran = time.perf_counter_ns()
         outputs = RunOutputs(result.tensors, result.summary, result.channels)
         observed = self._reducer.reduce(outputs, feed, self._reducers)
-        self.traffic.count(len(batch.rows))
         if counted:
             self.traffic.add(observed, channels=channels)
+        else:
+            self.traffic.count(len(batch.rows))
         kept = [observed.sample(i) if wanted else None for i, wanted in enumerate(batch.keep)]
         outcomes = outcomes_of(self.manifest, result.outputs, batch.rows, kept)
         return BatchResult(outcomes, ready - start, ran - ready, time.perf_counter_ns() - ran)
@@ -252,6 +266,7 @@ class ServedModel:
         for batcher in {self._watching, self._quick}:
             batcher.close()
         self._reducers.shutdown()
+        self.traffic.release()
         self.interior.close()
 
 

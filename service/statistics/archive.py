@@ -13,6 +13,8 @@ from service.statistics.retention import DAY_S, HOUR_S, Retention
 from service.statistics.sketches import Sketches
 from service.statistics.window import WindowMoments
 
+_NAMES = 500  # in one statement
+
 
 def write_parts(connection: Connection, series: int, windows: Sequence[StoredPart], channels: Sequence[StoredPart]) -> None:
     """Stores parts; what was stored of them before is replaced."""
@@ -23,17 +25,30 @@ def write_parts(connection: Connection, series: int, windows: Sequence[StoredPar
 
 
 def read_windows(connection: Connection, series: int, since: float, until: float, *, sketches: bool) -> list[StoredPart]:
-    """The parts of all windows that lie in [since, until], the oldest first."""
-    c = windows_table.c
-    inside = and_(c.series == series, c.start >= since, c.start < until, c.start + c.seconds <= until)
-    return _read(connection, windows_table, inside, sketches=sketches)
+    """The parts of all windows that reach into [since, until], the oldest first."""
+    return _read(connection, windows_table, _reaching(windows_table, series, since, until), sketches=sketches)
 
 
 def read_channels(connection: Connection, series: int, since: float, until: float) -> list[StoredPart]:
     """The same of the channels; hours and days."""
-    c = channels_table.c
-    inside = and_(c.series == series, c.start >= since, c.start < until, c.start + c.seconds <= until)
-    return _read(connection, channels_table, inside, sketches=False)
+    return _read(connection, channels_table, _reaching(channels_table, series, since, until), sketches=False)
+
+
+def read_sketches(connection: Connection, series: int, parts: Sequence[StoredPart]) -> dict[int, bytes]:
+    """The sketches of these windows, by the names of the parts."""
+    c = windows_table.c
+    found: dict[int, bytes] = {}
+    for i in range(0, len(parts), _NAMES):
+        chunk = parts[i : i + _NAMES]
+        named = and_(c.series == series, c.start >= chunk[0].start, c.start <= chunk[-1].start, c.part.in_([p.part for p in chunk]))
+        found |= {part: bytes(sketches) for part, sketches in connection.execute(select(c.part, c.sketches).where(named))}
+    return found
+
+
+def _reaching(table: Table, series: int, since: float, until: float) -> ColumnElement[bool]:
+    c = table.c
+    # the first bound follows from the last, but only it leads to an index
+    return and_(c.series == series, c.start > since - DAY_S, c.start < until, c.start + c.seconds > since)
 
 
 def roll_up(database: Database, retention: Retention, now: float) -> None:

@@ -8,7 +8,11 @@ from service.statistics.window import WindowMoments
 
 def side_columns(window: WindowMoments) -> dict[str, Floats]:
     """Of the elements of every side: fields (..., S)."""
-    moments = window.elements
+    return element_columns(window.elements) | {"nonfinite_samples": window.nonfinite_samples}
+
+
+def element_columns(moments: Moments) -> dict[str, Floats]:
+    """Of groups of elements, whatever their shape."""
     known = np.where(moments.count > 0, 1.0, np.nan)
     var = moments.var * known
     return {
@@ -20,7 +24,6 @@ def side_columns(window: WindowMoments) -> dict[str, Floats]:
         "max": np.where(moments.count > 0, moments.maximum, np.nan),
         "zeros": moments.zeros / np.maximum(moments.count, 1) * known,
         "nonfinite": moments.nonfinite,
-        "nonfinite_samples": window.nonfinite_samples,
     }
 
 

@@ -110,6 +110,11 @@ class Database:
             )
         )
 
+    @property
+    def shared(self) -> bool:
+        """Whether other processes may store what this one reads."""
+        return self._engine.dialect.name != "sqlite"
+
     @classmethod
     def file(cls, path: Path) -> "Database":
         """A SQLite file, made when it is first written."""

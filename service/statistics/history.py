@@ -2,18 +2,22 @@
 
 import logging
 import threading
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
 from models.statistics.moments import Floats
-from service.statistics.archive import read_channels, read_windows
+from service.statistics.archive import read_channels, read_sketches, read_windows
 from service.statistics.channels import ChannelMoments
 from service.statistics.database import Database
+from service.statistics.merged import Group, MergedSketches, Reader, levels_within
 from service.statistics.pending import StoredPart
 from service.statistics.retention import HOUR_S
 from service.statistics.series import Series
@@ -22,6 +26,7 @@ from service.statistics.traffic import TrafficStatistics
 from service.statistics.window import WindowMoments
 
 _PATIENCE_S = 10
+_Found = TypeVar("_Found")
 _log = logging.getLogger("normscope")
 
 
@@ -38,16 +43,22 @@ class Step:
 
 @dataclass(frozen=True)
 class Period:
-    """The windows that lie between two moments, the oldest first.
+    """The windows of a stretch of time, the oldest first.
 
     Attributes:
         series: what was counted in them.
+        since: begin, seconds since 1970: that of the first window that the stretch reaches into.
+        until: end, likewise.
         parts: of the windows.
+        groups: their sketches, each group within one step; empty unless they were asked for.
         complete: False if the database could not be read, so that only what waits in this process is here.
     """
 
     series: Series
+    since: int
+    until: int
     parts: tuple[StoredPart, ...]
+    groups: tuple[Group, ...]
     complete: bool
 
     @property
@@ -91,16 +102,42 @@ class Period:
 
     def sketches(self, quantities: Sequence[int]) -> Sketches:
         """Sketches of the chosen quantities over all parts; the period was read with sketches."""
-        return merged_sketches(self.parts, self.series, quantities)
+        return self._merge(self.groups, quantities)
+
+    def quantiles_by(self, steps: Sequence[Step], quantities: Sequence[int], ranks: Sequence[float]) -> Floats:
+        """Quantiles in each step, (len(steps), len(quantities), len(ranks)); the period was read with sketches for these steps."""
+        starts = [step.start for step in steps]
+        grouped: list[list[Group]] = [[] for _ in steps]
+        for group in self.groups:
+            grouped[bisect_right(starts, group.start) - 1].append(group)
+        return np.stack([self._merge(each, quantities).quantiles(ranks) for each in grouped])
+
+    def _merge(self, groups: Sequence[Group], quantities: Sequence[int]) -> Sketches:
+        if not groups:
+            return Sketches(len(quantities))
+        first, *others = (Sketches.from_bytes(group.sketches, self.series.values, quantities) for group in groups)
+        for each in others:
+            first.merge(each)
+        return first
 
 
-def merged_sketches(parts: Sequence[StoredPart], series: Series, quantities: Sequence[int]) -> Sketches:
-    """Sketches of the chosen quantities over these parts, which were read with sketches."""
-    merged = Sketches(len(quantities))
-    for part in parts:
-        if part.sketches is not None and part.sampled:
-            merged.merge(Sketches.from_bytes(part.sketches, series.values, quantities))
-    return merged
+@dataclass(frozen=True)
+class ChannelPeriod:
+    """The channels over a stretch of time.
+
+    Attributes:
+        since: begin, seconds since 1970: that of the first hour or day that the stretch reaches into.
+        until: end, likewise.
+        sampled: inputs whose channels were taken.
+        moments: of all of them; None where there are none.
+        complete: as in `Period`.
+    """
+
+    since: int
+    until: int
+    sampled: int
+    moments: ChannelMoments | None
+    complete: bool
 
 
 class History:
@@ -109,47 +146,70 @@ class History:
     def __init__(self, database: Database, tried: threading.Event) -> None:
         """`tried` is set once the tables were made, or could not be."""
         self._database, self._tried = database, tried
+        self._merged = MergedSketches()
 
-    def read(self, traffic: TrafficStatistics, since: float, until: float, *, sketches: bool = False) -> Period:
-        """All windows that lie between the two, both widened to whole windows."""
+    def read(
+        self, traffic: TrafficStatistics, since: float, until: float, *, sketches: bool = False, step_s: int | None = None
+    ) -> Period:
+        """All windows that reach into the stretch between the two; where these are hours or days, it is widened to them.
+
+        Args:
+            traffic: of the model.
+            since: seconds since 1970.
+            until: likewise.
+            sketches: whether the sketches are read too.
+            step_s: of the steps of which quantiles are to be told; None where they are told of the whole alone.
+        """
         since, until = _widened(since, until, traffic.window_s)
         # first what is not stored: what is stored between the two looks is then counted once, by its name
         pending = traffic.pending(since, until, sketches=sketches)
-        here = {part.part for part in pending}
-        stored, complete = self._stored(
-            lambda connection, series: read_windows(connection, series, since, until, sketches=sketches), traffic.series
-        )
-        parts = sorted([*(part for part in stored if part.part not in here), *pending], key=lambda part: part.start)
-        return Period(traffic.series, tuple(parts), complete)
 
-    def read_channels(self, traffic: TrafficStatistics, since: float, until: float) -> ChannelMoments | None:
-        """Moments of every channel over all hours between the two, both widened to whole hours; None where there is none."""
+        def grouped(parts: Sequence[StoredPart], read: Reader) -> list[Group]:
+            return self._merged.groups(parts, levels_within(step_s), traffic.series.values, read) if sketches else []
+
+        def read(connection: Connection, series: int) -> tuple[list[StoredPart], list[Group]]:
+            parts = _joined(read_windows(connection, series, since, until, sketches=False), pending)
+            return parts, grouped(parts, partial(read_sketches, connection, series))
+
+        found, complete = self._stored(read, traffic.series)
+        parts, groups = found or (pending, grouped(pending, lambda parts: {}))
+        return Period(traffic.series, *_covered(since, until, parts), tuple(parts), tuple(groups), complete)
+
+    def read_channels(self, traffic: TrafficStatistics, since: float, until: float) -> ChannelPeriod:
+        """Moments of every channel over all hours and days that reach into the stretch between the two."""
         since, until = _widened(since, until, HOUR_S)
         pending = traffic.pending_channels(since, until)
-        here = {part.part for part in pending}
-        stored, _ = self._stored(lambda connection, series: read_channels(connection, series, since, until), traffic.series)
-        parts = [*(part for part in stored if part.part not in here), *pending]
-        return ChannelMoments.merged([ChannelMoments.from_bytes(part.moments) for part in parts]) if parts else None
+        stored, complete = self._stored(lambda connection, series: read_channels(connection, series, since, until), traffic.series)
+        parts = _joined(stored or [], pending)
+        moments = ChannelMoments.merged([ChannelMoments.from_bytes(part.moments) for part in parts]) if parts else None
+        return ChannelPeriod(*_covered(since, until, parts), sum(part.sampled for part in parts), moments, complete)
 
-    def _stored(self, read: "Callable[..., list[StoredPart]]", series: Series) -> tuple[list[StoredPart], bool]:
+    def _stored(self, read: Callable[[Connection, int], _Found], series: Series) -> tuple[_Found | None, bool]:
+        """What is read, None where nothing is stored or it cannot be read; and whether it could be."""
         self._tried.wait(_PATIENCE_S)
         try:
             with self._database.reading() as connection:
                 number = self._database.series_id(connection, series)
-                return ([] if number is None else read(connection, number)), True
+                return (None if number is None else read(connection, number)), True
         except SQLAlchemyError as error:
             _log.warning("stored statistics cannot be read: %s", getattr(error, "orig", None) or error)
-            return [], False
+            return None, False
 
 
 def _widened(since: float, until: float, seconds: int) -> tuple[int, int]:
     return int(since // seconds) * seconds, int(-(-until // seconds)) * seconds
 
 
+def _joined(stored: Sequence[StoredPart], pending: Sequence[StoredPart]) -> list[StoredPart]:
+    """In the order of time; a part that is in both as it is pending."""
+    here = {part.part for part in pending}
+    return sorted([*(part for part in stored if part.part not in here), *pending], key=lambda part: part.start)
+
+
+def _covered(since: int, until: int, parts: Sequence[StoredPart]) -> tuple[int, int]:
+    starts, ends = [part.start for part in parts], [part.start + part.seconds for part in parts]
+    return min([since, *starts]), max([until, *ends])
+
+
 def _starts(steps: Sequence[Step]) -> NDArray[np.int64]:
     return np.cumsum([0, *(len(step.parts) for step in steps[:-1])])
-
-
-def quantiles_by(steps: Sequence[Step], series: Series, quantities: Sequence[int], ranks: Sequence[float]) -> Floats:
-    """Quantiles in each step: (len(steps), len(quantities), len(ranks))."""
-    return np.stack([merged_sketches(step.parts, series, quantities).quantiles(ranks) for step in steps])

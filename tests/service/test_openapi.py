@@ -34,6 +34,7 @@ _LOAD = "POST /v2/repository/models/{model}/load"
 _UNLOAD = "POST /v2/repository/models/{model}/unload"
 
 _STATISTICS = "GET /v1/models/{model}/statistics"
+_CHANNELS = "GET /v1/models/{model}/statistics/channels"
 _COMPARE = "GET /v1/models/{model}/statistics/compare"
 _ENDLESS = "GET /v1/models/{model}/events"  # no client that waits for the end of an answer gets this one; see test_events
 
@@ -44,6 +45,7 @@ _ALSO: dict[str, list[int]] = {
     _INFER: [400],  # likewise
     _INFER_VERSION: [400],  # likewise
     _STATISTICS: [422],  # a side that no chosen layer has
+    _CHANNELS: [422],  # likewise
     _COMPARE: [422],  # likewise
 }
 _OPERATIONS = [
@@ -55,6 +57,7 @@ _OPERATIONS = [
     ("GET /v1/models/{model}", "text"),
     ("GET /v1/models/{model}/layers", "vision"),
     (_STATISTICS, "text"),
+    (_CHANNELS, "vision"),
     (_COMPARE, "vision"),
     (_INFER, "text"),
     (_INFER, "vision"),

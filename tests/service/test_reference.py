@@ -68,6 +68,8 @@ def test_traffic_is_compared_with_the_reference(client: httpx.Client, repository
     assert (found["requests_a"], found["requests_b"]) == (len(a), _SAMPLES)
     assert found["mean_b"] == pytest.approx(b.mean(), rel=1e-5)
     assert found["effect"] == pytest.approx((a.mean() - b.mean()) / pooled, rel=1e-3)
+    everything = client.get("/v1/models/text/statistics/compare", params={"a": "-1h..now", "b": "reference"}).json()
+    assert found in everything["differences"]  # the reference is sketched once, for all layers
 
 
 def test_batch_normalization_takes_the_moments_of_the_reference(client: httpx.Client) -> None:

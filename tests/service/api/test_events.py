@@ -1,15 +1,23 @@
 """The stream of windows for live pages, read from a real server, and the metrics of chosen layers."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import httpx
+import onnx
 import pytest
 
+from models.artifact import load_artifact, write_manifest
+from service.api.events import EventsQuery, _Source
+from service.app import create_app
 from service.settings import Settings
-from tests.conftest import SmallRepository, running_server
+from service.statistics.archive import write_parts
+from service.statistics.traffic import TrafficStatistics
+from tests.conftest import SmallRepository, running_app, running_server
 from tests.networks import SENTENCES
 
 URL = "/v1/models/text/events"
@@ -75,6 +83,24 @@ def test_a_client_that_comes_back_gets_what_it_missed(live: httpx.Client) -> Non
     assert [int(event["id"]) for event in following] == [int(first["id"]) + 1, int(first["id"]) + 2]
 
 
+def test_a_window_that_was_merged_into_an_hour_is_no_event(small_repository: SmallRepository) -> None:
+    """Of a longer window no part can be told: a client that missed it gets no event that holds the whole of it."""
+    app = create_app(Settings(model_repository=small_repository.folder))
+    with running_app(app) as client:
+        client.get("/v1/models/text/statistics").raise_for_status()  # the tables were made
+        state = app.state.normscope
+        series = state.repository.get("text").traffic.series
+        merged = TrafficStatistics(series, 3600, lambda: 7200.0)
+        merged.count(5)
+        database = state.statistics.database
+        number = database.add_series(series)
+        with database.writing() as connection:
+            write_parts(connection, number, merged.changed(), [])
+        source = _Source(state, "text", EventsQuery())
+        assert [source.event(start) for start in (7200, 9000, 10_740)] == [b""] * 3
+        assert [b'"requests":0' in source.event(start) for start in (7140, 10_800)] == [True] * 2
+
+
 @pytest.mark.parametrize(
     ("params", "headers", "status"),
     [
@@ -94,6 +120,25 @@ def test_a_stream_that_cannot_be_is_refused(
         assert response.status_code == status
 
 
+def test_a_stream_follows_a_model_that_is_replaced(small_repository: SmallRepository, tmp_path: Path) -> None:
+    """With other weights under its version, an open stream goes on with what they see; unloaded, the stream ends."""
+    shutil.copytree(small_repository.folder / "text", tmp_path / "text")
+    settings = Settings.model_validate({"model_repository": tmp_path, "statistics_sample": 1, "statistics_window_s": 1})
+    with running_server(settings) as client, client.stream("GET", URL, params={"layers": "embedding_norm"}) as response:
+        events = _events(response)
+        next(events)
+        artifact = load_artifact(tmp_path / "text" / "1")
+        graph = onnx.load(artifact.folder / "model.onnx")
+        graph.doc_string = "retrained"
+        onnx.save(graph, artifact.folder / "model.onnx")
+        write_manifest(artifact.folder, artifact.manifest, list(artifact.manifest.files))
+        client.post("/v2/repository/models/text/load").raise_for_status()
+        client.post("/v1/models/text/predict", json={"inputs": SENTENCES[0]}).raise_for_status()
+        assert next(event for event in events if event["data"]["requests"])["data"]["sampled"] == 1
+        client.post("/v2/repository/models/text/unload").raise_for_status()
+        assert sum(event["data"]["requests"] for event in events) == 0  # those that were due; then it is over
+
+
 def test_streams_end_with_the_service(small_repository: SmallRepository) -> None:
     """A service that stops ends its streams; it does not wait for clients that read on."""
     with running_server(Settings(model_repository=small_repository.folder)) as client:
@@ -104,12 +149,16 @@ def test_streams_end_with_the_service(small_repository: SmallRepository) -> None
 
 
 def test_metrics_show_chosen_layers(live: httpx.Client) -> None:
-    """Of the chosen layers alone, mean and standard deviation of each side and the residual ratio, over the last window."""
+    """Of the chosen layers alone, mean and standard deviation of each side and the residual ratio, over the last window, and when
+    that began.
+    """
     live.post("/v1/models/text/predict", json={"inputs": SENTENCES[0]}).raise_for_status()
     with live.stream("GET", URL) as response:
-        next(event for event in _events(response) if event["data"]["requests"])
+        window = next(event for event in _events(response) if event["data"]["requests"])
     lines = live.get("/metrics").text.splitlines()
-    shown = [line for line in lines if line.startswith("normscope_layer_")]
+    (start,) = (line for line in lines if line.startswith("normscope_layer_window_start_seconds"))
+    assert float(start.split()[1]) == int(window["id"])
+    shown = [line for line in lines if line.startswith("normscope_layer_") and line != start]
     layers = live.get("/v1/models/text/layers").json()["layers"]
     chosen = [layer for layer in layers if layer["layer"] == "embedding_norm" or ".add" in layer["layer"]]
     adds = sum(layer["kind"] == "residual_add" for layer in chosen)

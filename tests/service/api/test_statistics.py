@@ -111,6 +111,18 @@ def test_times_are_iso_or_relative(busy: httpx.Client, since: str, until: str, f
         assert answer["series"]["start"] == []
 
 
+def test_the_answer_names_the_time_that_it_covers(busy: httpx.Client) -> None:
+    """Both ends are widened to whole windows, in JSON and in a table."""
+    params = {"since": "2026-05-04T10:00:59Z", "until": "2026-05-04T12:30:01Z", "layers": "embedding_norm"}
+    covered = ("2026-05-04T10:00:00Z", "2026-05-04T12:31:00Z")
+    answer = busy.get(URL, params=params).json()
+    assert (answer["since"], answer["until"]) == covered
+    rows = list(csv.DictReader(io.StringIO(busy.get(URL, params=params, headers={"Accept": "text/csv"}).text)))
+    assert {(row["start"], row["end"]) for row in rows} == {covered}
+    compared = busy.get(f"{URL}/compare", params={"a": f"{params['since']}..{params['until']}", "b": "-1h..now"}).json()
+    assert (compared["a"]["since"], compared["a"]["until"]) == covered
+
+
 @pytest.mark.parametrize(
     ("params", "status", "says"),
     [
@@ -145,9 +157,12 @@ def test_what_cannot_be_answered_is_refused(busy: httpx.Client, params: dict[str
 def test_an_answer_may_not_be_larger_than_the_limit(small_repository: SmallRepository) -> None:
     """What would hold more statistics than the setting is refused, with the setting's name."""
     with running_server(settings_of(small_repository, max_statistics_values=100)) as client:
-        answer = client.get(URL)
-    assert answer.status_code == 422
-    assert "NORMSCOPE_MAX_STATISTICS_VALUES" in answer.text
+        client.post("/v1/models/text/predict", json={"inputs": SENTENCES[0]}).raise_for_status()
+        answers = [client.get(URL), client.get(f"{URL}/channels", params={"layers": "*"})]
+    for answer in answers:
+        assert answer.status_code == 422
+        assert answer.json()["error"]["limit"] == 100
+        assert "NORMSCOPE_MAX_STATISTICS_VALUES" in answer.text
 
 
 def test_csv_holds_the_same_numbers(busy: httpx.Client) -> None:
@@ -188,6 +203,48 @@ def test_arrow_and_parquet_hold_the_same_table(busy: httpx.Client) -> None:
         assert table["mean"].to_pylist() == [float(row["mean"]) for row in rows]
         assert str(table.schema.field("start").type) == "timestamp[us, tz=UTC]"
         assert table["cosine_mean"].null_count == sum(row["cosine_mean"] == "" for row in rows) > 0
+
+
+def test_channels_are_pooled_over_the_requests(small_repository: SmallRepository) -> None:
+    """Each channel over traffic is what the answer to the request that was sampled with its channels said of it; nothing is said
+    of another time.
+    """
+    with running_server(settings_of(small_repository)) as client:
+        answer = client.post("/v1/models/text/predict?statistics=channels", json={"inputs": SENTENCES[0]}).json()
+        params = {"layers": "embedding_norm,*.add*", "since": "-1m"}
+        found = client.get(f"{URL}/channels", params=params).json()
+        earlier = client.get(f"{URL}/channels", params={**params, "since": "-3d", "until": "-2d", "side": "residual"}).json()
+        before = client.get(f"{URL}/channels", params={"layers": "embedding_norm", "side": "before"}).json()
+    assert (found["sampled"], found["complete"]) == (1, True)
+    assert all(found[end].endswith(":00:00Z") for end in ("since", "until"))
+    single = {layer["layer"]: layer for layer in answer["predictions"][0]["layers"]}
+    assert {layer["kind"] for layer in found["layers"]} == {"layer_norm", "residual_add"}
+    for layer in found["layers"]:
+        for side in SIDES[layer["kind"]]:
+            expected = single[layer["layer"]][side]
+            assert sum(layer[side]["count"]) == expected["count"]
+            for name, by_channel in expected["channels"].items():
+                if name != "l2":
+                    assert layer[side][name] == pytest.approx(by_channel, rel=1e-5, abs=1e-6), (layer["layer"], side, name)
+    assert set(before["layers"][0]) == {"layer", "kind", "before"}
+    assert earlier["sampled"] == 0
+    assert {tuple(layer["residual"]["mean"]) for layer in earlier["layers"] if "residual" in layer} == {()}
+
+
+@pytest.mark.parametrize(
+    ("params", "status", "says"),
+    [
+        ({}, 422, "layers"),
+        ({"layers": "nothing"}, 404, "no layer of text matches 'nothing'"),
+        ({"layers": "*", "since": "yesterday"}, 422, "since: 'yesterday' is no time"),
+        ({"layers": "embedding_norm", "side": "sum"}, 422, "has the side sum"),
+    ],
+)
+def test_channels_that_cannot_be_answered_are_refused(busy: httpx.Client, params: dict[str, str], status: int, says: str) -> None:
+    """A 4xx that names the parameter and the way out."""
+    answer = busy.get(f"{URL}/channels", params=params)
+    assert answer.status_code == status, answer.text
+    assert says in answer.text
 
 
 def test_tables_without_rows_are_tables(busy: httpx.Client) -> None:

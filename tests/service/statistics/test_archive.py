@@ -66,8 +66,36 @@ def test_minutes_become_hours_and_days(database: Database) -> None:
         now, then = (period.sketches(quantities) for period in (after, before))
         assert now.counts.tolist() == then.counts.tolist()
         np.testing.assert_array_equal(now.quantiles([0.0, 1.0]), then.quantiles([0.0, 1.0]))
-    assert (channels := service.history.read_channels(service.traffic, start - DAY_S, start + 2 * DAY_S)) is not None
-    assert channels.row(0).count.tolist() == [90 * 2 * 4] * 3
+    channels = service.history.read_channels(service.traffic, start + 7, start + 8)
+    day = start // DAY_S * DAY_S
+    assert (channels.sampled, channels.since, channels.until, channels.complete) == (180, day, day + DAY_S, True)
+    assert channels.moments is not None
+    assert channels.moments.row(0).count.tolist() == [90 * 2 * 4] * 3
+
+
+def test_a_stretch_is_widened_to_the_hours_and_days_that_it_reaches_into(database: Database) -> None:
+    """Old windows were merged into hours and days, of which no part can be told: those that a stretch touches count whole, and
+    the period says so; a stretch beside them has nothing and stays as it was asked.
+    """
+    clock = Clock()
+    service = Service(database, clock)
+    start = int(clock.now)
+    day = start // DAY_S * DAY_S
+    serve(service.traffic, 2, seed=0)
+    asked = start - 5 * HOUR_S + 30, start + 7
+    for days, covered in (
+        (0.0, (asked[0] - 30, start + 60)),
+        (0.2, (asked[0] - 30, start + HOUR_S)),
+        (5, (day, day + DAY_S)),
+    ):
+        clock.now = start + days * DAY_S
+        assert service.writer.store()
+        period = service.history.read(service.traffic, *asked)
+        assert (period.requests, period.since, period.until) == (2, *covered)
+    period = service.history.read(service.traffic, day - 600, day)
+    assert (period.requests, period.since, period.until) == (0, day - 600, day)
+    period = service.history.read(service.traffic, day + DAY_S, day + DAY_S + 60)
+    assert (period.requests, period.since, period.until) == (0, day + DAY_S, day + DAY_S + 60)
 
 
 def test_the_database_stays_bounded(database: Database) -> None:

@@ -1,5 +1,7 @@
 """Statistics of several replicas in one real PostgreSQL."""
 
+import itertools
+import json
 import threading
 from collections.abc import Iterator
 
@@ -166,3 +168,14 @@ def test_two_services_share_one_database(url: str, small_repository: SmallReposi
                 pass
             answer = client.get("/v1/models/text/statistics").json()
             assert (answer["requests"], answer["sampled"], answer["complete"]) == (3, 3, True)
+
+
+def test_an_event_holds_what_all_replicas_served(url: str, small_repository: SmallRepository) -> None:
+    """A window goes out once every replica has had the time to store its part: none is sent without it."""
+    settings = {"model_repository": small_repository.folder, "database_url": url, "statistics_window_s": 1}
+    shared = Settings.model_validate({**settings, "statistics_sample": 1, "statistics_flush_s": 2})
+    with running_server(shared) as one, running_server(shared) as other, one.stream("GET", "/v1/models/text/events") as stream:
+        other.post("/v1/models/text/predict", json={"inputs": SENTENCES[0]}).raise_for_status()
+        data = (json.loads(line.removeprefix("data: ")) for line in stream.iter_lines() if line.startswith("data: "))
+        found = list(itertools.islice(data, 4))
+        assert sum(each["requests"] for each in found) == 1
