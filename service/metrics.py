@@ -1,5 +1,6 @@
 """Prometheus: names, units and buckets in one place."""
 
+import collections
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
@@ -13,6 +14,7 @@ from service.engine.model import Timing
 from service.engine.repository import Repository
 from service.statistics.columns import side_columns, value_columns
 from service.statistics.store import StatisticsStore
+from service.statistics.traffic import Dropped
 
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 _SIZES = (1, 2, 4, 8, 16, 32, 64)
@@ -114,17 +116,36 @@ class _Statistics(Collector):
         waiting = GaugeMetricFamily(
             "normscope_statistics_waiting_windows", "windows that are not stored", labels=["model", "version"]
         )
-        dropped = CounterMetricFamily(
+        samples = CounterMetricFamily(
             "normscope_statistics_dropped_samples",
             "samples left out: backlog, faster than they could be merged; storage, not stored for too long",
             labels=["model", "version", "reason"],
         )
+        requests = CounterMetricFamily(
+            "normscope_statistics_dropped_requests", "inputs not counted: not stored for too long", labels=["model", "version"]
+        )
+        channels = CounterMetricFamily(
+            "normscope_statistics_dropped_channel_samples",
+            "samples left out of the channels: not stored for too long",
+            labels=["model", "version"],
+        )
+        for labels, windows, dropped in self._of_versions():
+            waiting.add_metric(labels, windows)
+            samples.add_metric([*labels, "backlog"], dropped.backlog)
+            samples.add_metric([*labels, "storage"], dropped.storage)
+            requests.add_metric(labels, dropped.requests)
+            channels.add_metric(labels, dropped.channels)
+        return [storing, waiting, samples, requests, channels, *(self._layers() if self._patterns else [])]
+
+    def _of_versions(self) -> list[tuple[tuple[str, str], int, Dropped]]:
+        """Model and version, windows that wait, and what was dropped; a version may have had several weights."""
+        waiting: collections.Counter[tuple[str, str]] = collections.Counter()
+        dropped: collections.defaultdict[tuple[str, str], Dropped] = collections.defaultdict(Dropped)
         for traffic in self._statistics.traffic():
-            labels = [traffic.series.model, traffic.series.version]
-            waiting.add_metric(labels, traffic.waiting)
-            dropped.add_metric([*labels, "backlog"], traffic.dropped.backlog)
-            dropped.add_metric([*labels, "storage"], traffic.dropped.storage)
-        return [storing, waiting, dropped, *(self._layers() if self._patterns else [])]
+            labels = traffic.series.model, traffic.series.version
+            waiting[labels] += traffic.waiting
+            dropped[labels] += traffic.dropped
+        return [(labels, waiting[labels], each) for labels, each in dropped.items()]
 
     def _layers(self) -> list[Metric]:
         of_side = ["model", "version", "layer", "side"]
@@ -133,12 +154,16 @@ class _Statistics(Collector):
         ratio = GaugeMetricFamily(
             "normscope_layer_residual_ratio", "mean over the requests of the last window", labels=of_side[:-1]
         )
+        began = GaugeMetricFamily(
+            "normscope_layer_window_start_seconds", "begin of the last window, seconds since 1970", labels=of_side[:2]
+        )
         for entry in self._repository.index():
             served = self._repository.find(entry.name, entry.version)
             last = None if served is None else served.traffic.last_window()
             if served is None or last is None:
                 continue
-            series, moments = served.traffic.series, last[1]
+            series, (start, moments) = served.traffic.series, last
+            began.add_metric([entry.name, entry.version], start)
             elements, values = side_columns(moments), value_columns(moments.values)
             for layer in self._chosen(series.layout.layers):
                 labels = [entry.name, entry.version, layer.layer]
@@ -148,7 +173,7 @@ class _Statistics(Collector):
                     std.add_metric([*labels, side], elements["std"][row])
                 if (add := series.layout.add_of.get(layer.layer)) is not None:
                     ratio.add_metric(labels, values["mean"][series.value_of("residual_ratio", add)])
-        return [mean, std, ratio]
+        return [mean, std, ratio, began]
 
     def _chosen(self, layers: Sequence[Layer]) -> list[Layer]:
         return [each for each in layers if any(fnmatchcase(each.layer, pattern) for pattern in self._patterns)][:_MAX_LAYERS]

@@ -61,7 +61,6 @@ class ServedModel:
         self.manifest = artifact.manifest
         self.layout = SideLayout(tuple(self.manifest.layers))
         self.reference = Reference.load(artifact, self.layout)
-        self.traffic = traffic_of(self.manifest, self.layout)
         self.counters = Counters()
         self._settings = settings
         self._reader = InputReader(artifact, settings.max_image_pixels)
@@ -91,6 +90,7 @@ class ServedModel:
         self._places = threading.Condition()
         self._in_hand = 0
         self._closed = False
+        self.traffic = traffic_of(self.manifest, self.layout)  # last, for a model that cannot be loaded never releases it
 
     @property
     def depth(self) -> int:
@@ -227,9 +227,10 @@ class ServedModel:
         ran = time.perf_counter_ns()
         outputs = RunOutputs(result.tensors, result.summary, result.channels)
         observed = self._reducer.reduce(outputs, feed, self._reducers)
-        self.traffic.count(len(batch.rows))
         if counted:
             self.traffic.add(observed, channels=channels)
+        else:
+            self.traffic.count(len(batch.rows))
         kept = [observed.sample(i) if wanted else None for i, wanted in enumerate(batch.keep)]
         outcomes = outcomes_of(self.manifest, result.outputs, batch.rows, kept)
         return BatchResult(outcomes, ready - start, ran - ready, time.perf_counter_ns() - ran)
@@ -243,6 +244,7 @@ class ServedModel:
         for batcher in {self._watching, self._quick}:
             batcher.close()
         self._reducers.shutdown()
+        self.traffic.release()
         self.interior.close()
 
 

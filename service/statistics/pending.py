@@ -12,7 +12,7 @@ from models.statistics.layers import BatchStatistics
 from models.statistics.request_values import request_values
 from service.statistics.channels import ChannelMoments
 from service.statistics.series import Series
-from service.statistics.sketches import Sketches
+from service.statistics.sketches import Sketches, sketch_bytes
 from service.statistics.window import WindowMoments
 
 
@@ -58,6 +58,7 @@ class PendingWindow:
     """`requests` and `sampled` when it was last stored."""
     moments: WindowMoments = field(init=False)
     sketches: Sketches = field(init=False)
+    _form: StoredPart | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.moments = WindowMoments.empty(self.series.sides, self.series.adds)
@@ -74,8 +75,22 @@ class PendingWindow:
             self.sampled += len(batch)
 
     def to_stored(self, *, sketches: bool = True) -> StoredPart:
-        blob = self.sketches.to_bytes() if sketches else None
-        return StoredPart(self.start, self.seconds, self.part, self.requests, self.sampled, self.moments.to_bytes(), blob)
+        """As it is stored; made once, however often storing it fails, until something is added."""
+        if not sketches:
+            return self._part(None)
+        if self._form is None or (self._form.requests, self._form.sampled) != (self.requests, self.sampled):
+            self._form = self._part(self.sketches.to_bytes())
+        return self._form
+
+    def _part(self, sketches: bytes | None) -> StoredPart:
+        return StoredPart(self.start, self.seconds, self.part, self.requests, self.sampled, self.moments.to_bytes(), sketches)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that it takes, about."""
+        form = 0 if self._form is None else len(self._form.moments) + len(self._form.sketches or b"")
+        moments = 8 * 8 * (self.series.sides + self.series.values)
+        return moments + self.series.values * sketch_bytes(self.sampled) + form
 
 
 @dataclass
@@ -89,6 +104,7 @@ class PendingChannels:
     part: int = field(default_factory=new_part)
     stored: int = 0
     """`sampled` when it was last stored."""
+    _form: StoredPart | None = field(default=None, init=False)
 
     @property
     def changed(self) -> bool:
@@ -99,4 +115,7 @@ class PendingChannels:
         self.sampled += sampled
 
     def to_stored(self) -> StoredPart:
-        return StoredPart(self.start, self.seconds, self.part, 0, self.sampled, self.moments.to_bytes(), None)
+        """As it is stored; made once until something is added."""
+        if self._form is None or self._form.sampled != self.sampled:
+            self._form = StoredPart(self.start, self.seconds, self.part, 0, self.sampled, self.moments.to_bytes(), None)
+        return self._form

@@ -43,18 +43,20 @@ class StatisticsStore:
         self._merger = threading.Thread(target=self._merge, name="merge-statistics", daemon=True)
 
     def traffic_of(self, manifest: Manifest, layout: SideLayout) -> TrafficStatistics:
-        """The statistics of this model version; the same as before for weights that were served already."""
+        """The statistics of a model version that is to release them; the same as before for weights that are served already."""
         series = Series.of(manifest, layout)
         with self._lock:
             found = self._traffic.get(series.fingerprint)
             if found is None:
                 found = TrafficStatistics(series, self._window_s, self._clock, self._arrived.set)
                 self._traffic[series.fingerprint] = found
+            found.acquire()
             return found
 
     def traffic(self) -> Sequence[TrafficStatistics]:
-        """Of all models that were served since the start."""
+        """Of all models that are served, and of those that were and have something left to store."""
         with self._lock:
+            self._traffic = {name: traffic for name, traffic in self._traffic.items() if not traffic.finished}
             return list(self._traffic.values())
 
     def start(self) -> None:

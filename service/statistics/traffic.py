@@ -8,7 +8,8 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import NoReturn
 
 from models.statistics.layers import BatchStatistics
 from service.statistics.channels import ChannelMoments
@@ -19,7 +20,7 @@ from service.statistics.window import WindowMoments
 
 _MAX_ARRIVED_BYTES = 256 << 20
 _PROMPT_BYTES = 32 << 20  # from here on, merging does not wait for its next turn
-_MAX_WINDOWS = 120  # pending for each series: two hours without a database
+_MAX_PENDING_BYTES = 256 << 20  # of each series: hours without a database, whatever the windows and their storing take
 _MAX_CHANNEL_HOURS = 3
 _BYTES_PER_GROUP = 2 * 7 * 8  # the fields of Moments, and what they were read from
 _CHANNELS_EVERY_S = 10  # a run that lists its channels costs more, in the run and in merging
@@ -28,12 +29,19 @@ _SETTLED_S = 5  # after its end nothing is appended to a window any more
 
 @dataclass(frozen=True)
 class Dropped:
-    """Samples that were left out of the statistics."""
+    """What was left out of the statistics."""
 
-    backlog: int
-    """Because they came faster than they could be merged."""
-    storage: int
-    """Because the database could not take them for too long."""
+    backlog: int = 0
+    """Samples: because they came faster than they could be merged."""
+    storage: int = 0
+    """Samples: because the database could not take them for too long."""
+    requests: int = 0
+    """Inputs that were served: likewise."""
+    channels: int = 0
+    """Samples whose channels were listed, in hours of channels: likewise."""
+
+    def __add__(self, other: "Dropped") -> "Dropped":
+        return Dropped(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(self)))
 
 
 class TrafficStatistics:
@@ -54,15 +62,34 @@ class TrafficStatistics:
         self._arrived_bytes = 0
         self._served: Counter[int] = Counter()
         self._next_channels = 0.0
-        self._counting = threading.Lock()  # of the four above; held for a microsecond
+        self._users = 0
+        self._counting = threading.Lock()  # of the five above; held for a microsecond
         self._windows: dict[int, PendingWindow] = {}
         self._channels: dict[int, PendingChannels] = {}
-        self._last: PendingWindow | None = None
-        self._dropped_backlog = self._dropped_storage = 0
-        self._merging = threading.Lock()  # of the five above
+        self._last: tuple[int, WindowMoments] | None = None
+        self._dropped_backlog = 0
+        self._dropped = Dropped()
+        self._merging = threading.Lock()  # of those above that are not counted into
+
+    def acquire(self) -> None:
+        """Notes that a model counts here from now on."""
+        with self._counting:
+            self._users += 1
+
+    def release(self) -> None:
+        """Notes that one of them is closed and counts nothing more."""
+        with self._counting:
+            self._users -= 1
+
+    @property
+    def finished(self) -> bool:
+        """Whether no model counts here, nothing waits to be stored and nothing was dropped: there is nothing to keep."""
+        with self._merging, self._counting:
+            kept = self._windows or self._channels or self._arrived or self._served
+            return not self._users and not kept and self.dropped == Dropped()
 
     def count(self, inputs: int) -> None:
-        """Counts inputs that were served, whether or not their statistics are taken. Safe and quick from any thread."""
+        """Counts inputs that were served and whose statistics are not taken. Safe and quick from any thread."""
         start = self._start_of(self._clock())
         with self._counting:
             self._served[start] += inputs
@@ -77,7 +104,7 @@ class TrafficStatistics:
             return True
 
     def add(self, batch: BatchStatistics, *, channels: bool = False) -> None:
-        """Takes in all samples of a batch. Safe and quick from any thread.
+        """Counts the inputs of a batch, and takes in all its samples. Safe and quick from any thread.
 
         Args:
             batch: of one run.
@@ -86,10 +113,12 @@ class TrafficStatistics:
         start = self._start_of(self._clock())
         size = batch.pooled.count.size * _BYTES_PER_GROUP
         with self._counting:
+            self._served[start] += len(batch)
             if self._arrived_bytes + size > _MAX_ARRIVED_BYTES:
                 self._dropped_backlog += len(batch)
                 return
-            self._arrived.append((start, batch, channels))
+            # what lists the channels holds a hundred times as much
+            self._arrived.append((start, batch if channels else replace(batch, channels=_not_listed), channels))
             self._arrived_bytes += size
             prompt = self._arrived_bytes > _PROMPT_BYTES
         if prompt:
@@ -131,15 +160,22 @@ class TrafficStatistics:
             pending.add(moments, len(batch))
 
     def _bound(self) -> None:
-        """Drops the oldest windows when too many wait."""
-        while len(self._windows) > _MAX_WINDOWS:
-            self._drop(min(self._windows))
+        """Drops the oldest windows when too much waits; never the newest."""
+        size = sum(window.nbytes for window in self._windows.values())
+        while size > _MAX_PENDING_BYTES and len(self._windows) > 1:
+            size -= self._drop(min(self._windows)).nbytes
         while len(self._channels) > _MAX_CHANNEL_HOURS:
-            del self._channels[min(self._channels)]
+            self._drop_channels(min(self._channels))
 
-    def _drop(self, start: int) -> None:
+    def _drop(self, start: int) -> PendingWindow:
         window = self._windows.pop(start)
-        self._dropped_storage += window.sampled - window.stored[1]
+        requests, sampled = window.stored
+        self._dropped += Dropped(requests=window.requests - requests, storage=window.sampled - sampled)
+        return window
+
+    def _drop_channels(self, start: int) -> None:
+        hour = self._channels.pop(start)
+        self._dropped += Dropped(channels=hour.sampled - hour.stored)
 
     def drop_before(self, start: int) -> None:
         """Drops pending windows that begin earlier: their stored parts may have been merged into coarser ones by now."""
@@ -147,7 +183,7 @@ class TrafficStatistics:
             for each in [each for each in self._windows if each < start]:
                 self._drop(each)
             for each in [each for each in self._channels if each < start - HOUR_S]:
-                del self._channels[each]
+                self._drop_channels(each)
 
     def changed(self) -> list[StoredPart]:
         """The parts of windows that storage does not know yet, the oldest first."""
@@ -175,7 +211,7 @@ class TrafficStatistics:
             for start, window in sorted(self._windows.items()):
                 if start + self.window_s <= settled and not window.changed:
                     del self._windows[start]
-                    self._last = window if window.sampled or self._last is None else self._last
+                    self._last = (start, window.moments) if window.sampled else self._last
             for start, hour in list(self._channels.items()):
                 if start + HOUR_S <= settled and not hour.changed:
                     del self._channels[start]
@@ -201,8 +237,10 @@ class TrafficStatistics:
         with self._merging:
             self._absorb()
             ended = [each for each in self._windows.values() if each.sampled and each.start + self.window_s <= now]
-            newest = max([*ended, *([self._last] if self._last else [])], key=lambda window: window.start, default=None)
-            return None if newest is None or not newest.sampled else (newest.start, newest.moments)
+            newest = max(ended, key=lambda window: window.start, default=None)
+            if newest is None or (self._last is not None and self._last[0] > newest.start):
+                return self._last
+            return newest.start, newest.moments
 
     @property
     def waiting(self) -> int:
@@ -211,4 +249,8 @@ class TrafficStatistics:
 
     @property
     def dropped(self) -> Dropped:
-        return Dropped(self._dropped_backlog, self._dropped_storage)
+        return self._dropped + Dropped(backlog=self._dropped_backlog)
+
+
+def _not_listed(row: int) -> NoReturn:
+    raise LookupError(f"row {row}: the channels of this batch are not kept")

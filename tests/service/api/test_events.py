@@ -104,12 +104,16 @@ def test_streams_end_with_the_service(small_repository: SmallRepository) -> None
 
 
 def test_metrics_show_chosen_layers(live: httpx.Client) -> None:
-    """Of the chosen layers alone, mean and standard deviation of each side and the residual ratio, over the last window."""
+    """Of the chosen layers alone, mean and standard deviation of each side and the residual ratio, over the last window, and when
+    that began.
+    """
     live.post("/v1/models/text/predict", json={"inputs": SENTENCES[0]}).raise_for_status()
     with live.stream("GET", URL) as response:
-        next(event for event in _events(response) if event["data"]["requests"])
+        window = next(event for event in _events(response) if event["data"]["requests"])
     lines = live.get("/metrics").text.splitlines()
-    shown = [line for line in lines if line.startswith("normscope_layer_")]
+    (start,) = (line for line in lines if line.startswith("normscope_layer_window_start_seconds"))
+    assert float(start.split()[1]) == int(window["id"])
+    shown = [line for line in lines if line.startswith("normscope_layer_") and line != start]
     layers = live.get("/v1/models/text/layers").json()["layers"]
     chosen = [layer for layer in layers if layer["layer"] == "embedding_norm" or ".add" in layer["layer"]]
     adds = sum(layer["kind"] == "residual_add" for layer in chosen)

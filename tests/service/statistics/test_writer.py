@@ -123,19 +123,27 @@ def test_a_database_that_is_gone_is_made_again(service: Service, tmp_path: Path)
     assert service.history.read(service.traffic, service.clock.now - 600, service.clock.now + 60).complete
 
 
-def test_what_waits_is_bounded_and_counted(service: Service, tmp_path: Path) -> None:
-    """After two hours without a database the oldest minutes are dropped and counted; the newest are stored later."""
+def test_what_waits_is_bounded_and_counted(service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a database the oldest minutes are dropped once the newer ones fill the memory, and counted; the newest are stored
+    later. Hours of channels likewise, from the fourth on.
+    """
+    monkeypatch.setattr("service.statistics.traffic._MAX_PENDING_BYTES", 1_000_000)
     service.serve()
     assert service.writer.store()
     other = sqlite3.connect(tmp_path / "statistics.sqlite", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
-    service.serve(150)
+    service.serve(300)
     service.traffic.absorb()
-    assert (service.traffic.waiting, service.traffic.dropped.storage) == (120, 30)
+    waiting, dropped = service.traffic.waiting, service.traffic.dropped
+    assert 10 < waiting < 290
+    assert (dropped.storage, dropped.requests) == (300 - waiting, 300 - waiting)
+    hours = service.traffic.pending_channels(0, 4e9)
+    assert len(hours) == 3
+    assert dropped.channels == 300 - sum(hour.sampled for hour in hours)
     other.execute("COMMIT")
     other.close()
     assert service.writer.store()
-    assert (service.sampled(), service.traffic.waiting) == (121, 0)
+    assert (service.sampled(), service.traffic.waiting) == (1 + waiting, 0)
 
 
 def test_what_comes_too_fast_to_merge_is_bounded_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
