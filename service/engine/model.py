@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from models.artifact import Artifact, Manifest
+from models.statistics.drift import ReferenceRanks
 from models.statistics.layers import BatchReducer, RunOutputs, SideLayout
 from models.statistics.reference import Reference
 from service.engine.batching import Batch, Batcher, BatchLimits, BatchResult, fail
@@ -61,6 +62,7 @@ class ServedModel:
         self.manifest = artifact.manifest
         self.layout = SideLayout(tuple(self.manifest.layers))
         self.reference = Reference.load(artifact, self.layout)
+        self.ranks = None if self.reference is None else ReferenceRanks.of(self.reference.values, len(self.layout.rows))
         self.counters = Counters()
         self._settings = settings
         self._reader = InputReader(artifact, settings.max_image_pixels)
@@ -91,6 +93,7 @@ class ServedModel:
         self._in_hand = 0
         self._closed = False
         self.traffic = traffic_of(self.manifest, self.layout)  # last, for a model that cannot be loaded never releases it
+        self.traffic.ranks = self.ranks
 
     @property
     def depth(self) -> int:

@@ -110,14 +110,17 @@ class History:
         """`tried` is set once the tables were made, or could not be."""
         self._database, self._tried = database, tried
 
-    def read(self, traffic: TrafficStatistics, since: float, until: float, *, sketches: bool = False) -> Period:
+    def read(
+        self, traffic: TrafficStatistics, since: float, until: float, *, sketches: bool = False, scores: bool = False
+    ) -> Period:
         """All windows that lie between the two, both widened to whole windows."""
         since, until = _widened(since, until, traffic.window_s)
         # first what is not stored: what is stored between the two looks is then counted once, by its name
         pending = traffic.pending(since, until, sketches=sketches)
         here = {part.part for part in pending}
         stored, complete = self._stored(
-            lambda connection, series: read_windows(connection, series, since, until, sketches=sketches), traffic.series
+            lambda connection, series: read_windows(connection, series, since, until, sketches=sketches, scores=scores),
+            traffic.series,
         )
         parts = sorted([*(part for part in stored if part.part not in here), *pending], key=lambda part: part.start)
         return Period(traffic.series, tuple(parts), complete)
