@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -27,6 +28,18 @@ def _divides_an_hour(seconds: int) -> int:
 def _retention(text: str) -> str:
     Retention.parse(text)
     return text
+
+
+def _webhook(url: SecretStr) -> SecretStr:
+    """The message does not show the URL: it may hold a secret."""
+    try:
+        parts = urlsplit(url.get_secret_value())
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.username is None and parts.port != 0
+    except ValueError:  # no number as port, brackets without an address
+        valid = False
+    if not valid:
+        raise ValueError("no URL to post to; write https://HOST/PATH, without user and password")
+    return url
 
 
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
@@ -81,6 +94,15 @@ class Settings(BaseSettings):
     data_dir: Path | None = Field(default=None, description="folder of the stored statistics; unset: kept in memory")
     database_url: SecretStr | None = Field(
         default=None, description="database of the statistics instead, such as postgresql://user:password@host/name"
+    )
+    drift_false_alarms_per_month: float = Field(
+        default=1, gt=0, description="false `drift` states to be expected of each model in 30 days, over all its layers together"
+    )
+    alert_webhook: Annotated[SecretStr, AfterValidator(_webhook)] | None = Field(
+        default=None, description="URL that every change of a drift state is posted to; unset: none"
+    )
+    alert_webhook_secret: SecretStr | None = Field(
+        default=None, min_length=1, description="key that what is posted is signed with; unset: not signed"
     )
     metrics_layers: str = Field(
         default="",
