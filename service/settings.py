@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from models.preprocessing import DEFAULT_MAX_PIXELS
@@ -32,9 +32,11 @@ def _retention(text: str) -> str:
 
 def _webhook(url: SecretStr) -> SecretStr:
     """The message does not show the URL: it may hold a secret."""
+    text = url.get_secret_value()
     try:
-        parts = urlsplit(url.get_secret_value())
+        parts = urlsplit(text)
         valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.username is None and parts.port != 0
+        valid = valid and text.isascii() and text.isprintable() and " " not in text
     except ValueError:  # no number as port, brackets without an address
         valid = False
     if not valid:
@@ -121,3 +123,16 @@ class Settings(BaseSettings):
         default="info", description="debug (each request), info (4xx), warning, error"
     )
     log_format: Literal["console", "json"] = Field(default="console", description="how it is logged")
+
+
+_SECRETS = {name for name, field in Settings.model_fields.items() if "Secret" in str(field.annotation)}
+
+
+def explain(error: ValidationError) -> str:
+    """One line for each setting that cannot be used; what was given is shown unless it is secret."""
+    lines = []
+    for each in error.errors():
+        name = ".".join(map(str, each["loc"]))
+        given = "" if not each["loc"] or each["loc"][0] in _SECRETS else f" (given: {each['input']!r})"
+        lines.append(f"{name}: {each['msg']}{given}")
+    return "\n".join(lines)
