@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 ARCHIVE_RESNET50 ?=
 ARCHIVE_ENCODER ?=
 
-.PHONY: serve test test-zoo check format train bench bench-int8 bench-peers clean help
+.PHONY: serve test test-zoo check format train bench bench-int8 bench-drift bench-peers clean help
 
 help:            ## list the commands
 	@grep -E '^[a-z0-9-]+: .*##' Makefile | sed -E 's/:.*##/\t/'
@@ -65,6 +65,9 @@ $(INT8)/manifest.json: $(VENV)/test.stamp models/quantization.py models/artifact
 
 bench-int8: $(INT8)/manifest.json service/statistics/observe.so  ## quantize resnet50 and print how much faster it is (minutes)
 	$(BIN)/python -m tests.benchmarks.quantized models/artifacts/resnet50/1 $(INT8)
+
+bench-drift: $(VENV)/test.stamp  ## count false alarms of the drift test over months of windows without a change (most of an hour)
+	$(BIN)/python -m tests.benchmarks.false_alarms
 
 # each peer gets an environment of its own under .bench; NORMSCOPE_CLINC150 and NORMSCOPE_IMAGENETTE name local data for real inputs
 bench-peers: $(VENV)/test.stamp service/statistics/observe.so  ## measure beside LitServe, BentoML, MLServer and Ray Serve, then overload (an hour; needs wrk)

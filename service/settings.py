@@ -98,7 +98,10 @@ class Settings(BaseSettings):
         default=None, description="database of the statistics instead, such as postgresql://user:password@host/name"
     )
     drift_false_alarms_per_month: float = Field(
-        default=1, gt=0, description="false `drift` states to be expected of each model in 30 days, over all its layers together"
+        default=1,
+        gt=0,
+        allow_inf_nan=False,
+        description="false `drift` states to be expected of each model in 30 days, over all its layers together",
     )
     alert_webhook: Annotated[SecretStr, AfterValidator(_webhook)] | None = Field(
         default=None, description="URL that every change of a drift state is posted to; unset: none"

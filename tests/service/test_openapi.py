@@ -7,6 +7,7 @@ with the parameters and the body narrowed to what exists there; what is promised
 import base64
 import copy
 import io
+import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,6 +21,7 @@ from schemathesis.engine import events, from_schema
 
 from service.settings import Settings
 from tests.conftest import SmallRepository, running_server
+from tests.references import quantities, write_reference
 
 _EXAMPLES = 20
 _MAX_INPUTS = 4
@@ -32,6 +34,7 @@ _UNLOAD = "POST /v2/repository/models/{model}/unload"
 
 _STATISTICS = "GET /v1/models/{model}/statistics"
 _COMPARE = "GET /v1/models/{model}/statistics/compare"
+_DRIFT = "GET /v1/models/{model}/drift"
 _ENDLESS = "GET /v1/models/{model}/events"  # no client that waits for the end of an answer gets this one; see test_events
 
 _ALSO: dict[str, list[int]] = {
@@ -53,6 +56,7 @@ _OPERATIONS = [
     ("GET /v1/models/{model}/layers", "vision"),
     (_STATISTICS, "text"),
     (_COMPARE, "vision"),
+    (_DRIFT, "text"),
     (_INFER, "text"),
     (_INFER, "vision"),
     (_INFER_VERSION, "text"),
@@ -226,9 +230,12 @@ def _narrowed(document: dict[str, Any], label: str, model: str, layers: list[str
 
 
 @pytest.fixture(scope="module")
-def steady(small_repository: SmallRepository) -> Iterator[httpx.Client]:
-    """A server whose models stay."""
-    with running_server(Settings(model_repository=small_repository.folder, max_inputs=_MAX_INPUTS)) as client:
+def steady(small_repository: SmallRepository, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    """A server whose models stay; `text` has a reference."""
+    folder = tmp_path_factory.mktemp("steady")
+    shutil.copytree(small_repository.folder, folder, dirs_exist_ok=True)
+    write_reference(folder / "text" / "1", _RANDOM.normal(size=(40, quantities(folder / "text" / "1"))))
+    with running_server(Settings(model_repository=folder, max_inputs=_MAX_INPUTS)) as client:
         yield client
 
 

@@ -3,9 +3,14 @@
 import hashlib
 import hmac
 import json
+import re
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -19,8 +24,8 @@ _NOW = 1_800_000_000.5
 
 
 @contextmanager
-def _started(url: str, secret: str | None = _SECRET) -> Iterator[Webhook]:
-    webhook = Webhook(url, secret, first_retry_s=0, clock=lambda: _NOW)
+def _started(url: str, secret: str | None = _SECRET, clock: Callable[[], float] = lambda: _NOW) -> Iterator[Webhook]:
+    webhook = Webhook(url, secret, first_retry_s=0, clock=clock)
     webhook.start()
     try:
         yield webhook
@@ -50,6 +55,23 @@ def test_what_fails_first_arrives_once_and_is_signed() -> None:
     assert headers["X-NormScope-Timestamp"] == str(int(_NOW))
     expected = hmac.new(_SECRET.encode(), f"{int(_NOW)}.".encode() + body, hashlib.sha256).hexdigest()
     assert headers["X-NormScope-Signature"] == f"sha256={expected}"
+
+
+def test_the_documented_check_of_a_signature_works() -> None:
+    """The function of the document takes what is posted now, and neither another body, another secret nor what is old."""
+    document = (Path(__file__).parents[2] / "service" / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(def is_genuine.*?)```", document, re.DOTALL)
+    names: dict[str, Any] = {"hmac": hmac, "hashlib": hashlib, "time": time}
+    exec(code, names)
+    check = names["is_genuine"]
+    for offset_s, genuine in ((0, True), (-301, False)):
+        stamp = time.time() + offset_s
+        with receiving() as receiver, _started(receiver.url, clock=partial(float, stamp)) as webhook:
+            webhook.post(Alert("a", {"state": "drift"}))
+            headers, body = receiver.next()
+        assert check(headers, body, _SECRET.encode()) is genuine
+        assert not check(headers, body + b" ", _SECRET.encode())
+        assert not check(headers, body, b"another")
 
 
 def test_without_a_secret_nothing_is_signed() -> None:

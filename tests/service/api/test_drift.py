@@ -11,11 +11,7 @@ import httpx
 import numpy as np
 import pytest
 
-from models.artifact import REFERENCE, load_artifact, write_manifest
 from models.statistics.drift import LEAST_REQUESTS
-from models.statistics.layers import SideLayout
-from models.statistics.reference import Reference
-from models.statistics.request_values import value_count
 from service.drift import Change, DriftMonitor
 from service.engine.repository import Repository
 from service.settings import Settings
@@ -23,6 +19,7 @@ from service.statistics.drift import DriftWatch
 from service.statistics.store import StatisticsStore
 from tests.conftest import SmallRepository, running_server
 from tests.networks import SENTENCES
+from tests.references import quantities, write_reference
 from tests.service.receiver import Receiver, receiving
 from tests.service.statistics.made import Clock
 
@@ -35,11 +32,8 @@ def repository(small_repository: SmallRepository, tmp_path_factory: pytest.TempP
     """`vision/1` without a reference, and `text/1` with one that no text is like: all its values are negative."""
     folder = tmp_path_factory.mktemp("referenced")
     shutil.copytree(small_repository.folder, folder, dirs_exist_ok=True)
-    artifact = load_artifact(folder / "text" / "1")
-    layout = SideLayout(tuple(artifact.manifest.layers))
-    values = -100 - np.random.default_rng(0).random((_SAMPLES, value_count(len(layout.rows), len(layout.adds))))
-    Reference(values.astype(np.float32), np.zeros(1), np.ones(1)).save(artifact.folder)
-    write_manifest(artifact.folder, artifact.manifest, [*artifact.manifest.files, REFERENCE])
+    text = folder / "text" / "1"
+    write_reference(text, -100 - np.random.default_rng(0).random((_SAMPLES, quantities(text))))
     return folder
 
 
@@ -177,16 +171,14 @@ def test_a_model_that_was_loaded_again_is_watched_on(monitored: Monitored) -> No
     monitored.repository.load("text")
     monitored.minute(0)
     assert monitored.monitor.statuses["text", "1"].since == first.since
-    artifact = load_artifact(monitored.folder / "text" / "1")
-    known = monitored.repository.get("text").reference
-    assert known is not None
-    Reference(known.values - 1, known.mean, known.var).save(artifact.folder)
-    write_manifest(artifact.folder, artifact.manifest, list(artifact.manifest.files))
+    text = monitored.folder / "text" / "1"
+    write_reference(text, -np.random.default_rng(1).random((_SAMPLES, quantities(text))))
     monitored.repository.load("text")
     monitored.minute(0)
-    assert monitored.monitor.statuses["text", "1"].state == "unknown"
+    states: list[str] = [monitored.monitor.statuses["text", "1"].state]
     monitored.minute(LEAST_REQUESTS)
-    assert monitored.monitor.statuses["text", "1"].state == "drift"
+    states.append(monitored.monitor.statuses["text", "1"].state)
+    assert states == ["unknown", "drift"]
 
 
 def test_a_model_that_cannot_be_watched_harms_no_other(
