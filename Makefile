@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 ARCHIVE_RESNET50 ?=
 ARCHIVE_ENCODER ?=
 
-.PHONY: serve test test-zoo check format train bench bench-int8 bench-loop bench-quota bench-statistics bench-peers clean help
+.PHONY: serve test test-zoo check format train bench bench-int8 bench-loop bench-quota bench-statistics bench-drift bench-peers clean help
 
 help:            ## list the commands
 	@grep -E '^[a-z0-9-]+: .*##' Makefile | sed -E 's/:.*##/\t/'
@@ -75,6 +75,9 @@ bench-loop: $(VENV)/test.stamp service/statistics/observe.so  ## measure how lon
 
 bench-quota: $(VENV)/test.stamp service/statistics/observe.so  ## measure threads and spinning on fewer cores than the machine has
 	$(BIN)/python -m tests.benchmarks.quota
+
+bench-drift: $(VENV)/test.stamp  ## count false alarms of the drift test over months of windows without a change (most of an hour)
+	$(BIN)/python -m tests.benchmarks.false_alarms
 
 # each peer gets an environment of its own under .bench; NORMSCOPE_CLINC150 and NORMSCOPE_IMAGENETTE name local data for real inputs
 bench-peers: $(VENV)/test.stamp service/statistics/observe.so  ## measure beside LitServe, BentoML, MLServer and Ray Serve, then overload (an hour; needs wrk)

@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
 
@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware.cors import CORSMiddleware
 
-from service.api import channels, compare, events, health, home, models, predict, statistics, whatif
+from service.api import channels, compare, drift, events, health, home, models, predict, statistics, whatif
 from service.api.admission import Admission
 from service.api.answers import add_error_handlers, answer_error
 from service.api.direct import DirectRoutes, HotRoutes
@@ -20,6 +20,7 @@ from service.api.oip import routes as oip
 from service.api.outermost import OutermostMiddleware
 from service.api.refusal import EarlyRefusal
 from service.api.security import document_keys
+from service.drift import Change, DriftMonitor
 from service.engine.repository import Repository
 from service.lifecycle import Lifecycle
 from service.metrics import Metrics
@@ -27,6 +28,7 @@ from service.settings import Settings
 from service.state import State
 from service.statistics.store import StatisticsStore
 from service.tracing import UNTRACED, tracing_from
+from service.webhook import Webhook
 
 _CORS_HEADERS = [
     "Authorization",
@@ -52,7 +54,9 @@ def create_app(settings: Settings) -> FastAPI:
     """
     store = StatisticsStore(settings)
     repository = Repository(settings, store.traffic_of)
-    metrics = Metrics(repository, store, settings.metrics_layers)
+    webhook = _webhook(settings)
+    monitor = DriftMonitor(repository, store, settings, _teller(webhook))
+    metrics = Metrics(repository, store, settings.metrics_layers, monitor, webhook)
     lifecycle = Lifecycle()
     tracing = tracing_from(os.environ, _version())
 
@@ -61,7 +65,13 @@ def create_app(settings: Settings) -> FastAPI:
         background = threading.Thread(target=_load, args=(repository, settings.watch), name="load-models")
         background.start()
         store.start()
+        monitor.start()
+        if webhook is not None:
+            webhook.start()
         yield
+        await run_in_threadpool(monitor.close)
+        if webhook is not None:
+            await run_in_threadpool(webhook.close)
         await run_in_threadpool(repository.close)
         await run_in_threadpool(background.join)
         await run_in_threadpool(store.close)
@@ -78,13 +88,13 @@ def create_app(settings: Settings) -> FastAPI:
         redirect_slashes=False,  # clients that follow a redirect lose the body, others take it for an error
     )
     add_error_handlers(app)
-    for module in (predict, whatif, models, channels, compare, statistics, events, oip, health, home):
+    for module in (predict, whatif, models, channels, compare, statistics, drift, events, oip, health, home):
         app.include_router(module.router)
     if (keys := Keys.of(settings)) is not None:
         document_keys(app.openapi(), keys, open_metrics=settings.open_metrics)  # which the framework makes once
     hot, observer = HotRoutes([predict.router, oip.hot_router]), Observer(metrics, repository)
     refuse = EarlyRefusal(hot, repository, observer, lifecycle, keys)
-    app.state.normscope = State(settings, repository, store, metrics, lifecycle, tracing, refuse)
+    app.state.normscope = State(settings, repository, store, monitor, metrics, lifecycle, tracing, refuse)
     app.wrap(DirectRoutes, hot=hot, answer_error=answer_error)
     app.wrap(Admission, lifecycle=lifecycle, keys=keys, open_metrics=settings.open_metrics)
     if settings.cors_origins:  # around the keys: a browser asks without one whether it may ask
@@ -97,6 +107,19 @@ def create_app(settings: Settings) -> FastAPI:
         )
     app.wrap(ObservedRequests, observer=observer, tracing=tracing)
     return app
+
+
+def _teller(webhook: Webhook | None) -> Callable[[Change], None]:
+    def tell(change: Change) -> None:
+        if webhook is not None:
+            webhook.post(drift.alert(change))
+
+    return tell
+
+
+def _webhook(settings: Settings) -> Webhook | None:
+    url, secret = settings.alert_webhook, settings.alert_webhook_secret
+    return None if url is None else Webhook(url.get_secret_value(), secret.get_secret_value() if secret else None)
 
 
 def _load(repository: Repository, watch: bool) -> None:

@@ -3,18 +3,22 @@
 import collections
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
+from typing import get_args
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from models.artifact import Layer
+from models.statistics.drift import State
+from service.drift import DriftMonitor
 from service.engine.counters import CountersSnapshot
 from service.engine.model import Timing
 from service.engine.repository import Repository
 from service.statistics.columns import side_columns, value_columns
 from service.statistics.store import StatisticsStore
 from service.statistics.traffic import Dropped
+from service.webhook import Webhook
 
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 _SIZES = (1, 2, 4, 8, 16, 32, 64)
@@ -24,7 +28,14 @@ _MAX_LAYERS = 50  # of each model: every series costs the one who scrapes
 class Metrics:
     """The metrics of one app; a registry of its own, so that several apps in a process do not mix."""
 
-    def __init__(self, repository: Repository, statistics: StatisticsStore, layers: str = "") -> None:
+    def __init__(
+        self,
+        repository: Repository,
+        statistics: StatisticsStore,
+        layers: str = "",
+        drift: DriftMonitor | None = None,
+        webhook: Webhook | None = None,
+    ) -> None:
         """`layers`: whose statistics over the last window are shown, as globs with commas."""
         self._registry = CollectorRegistry()
         self._requests = Counter(
@@ -53,6 +64,8 @@ class Metrics:
         )
         self._registry.register(_Models(repository))
         self._registry.register(_Statistics(repository, statistics, layers))
+        if drift is not None:
+            self._registry.register(_Drift(drift, webhook))
         ProcessCollector(registry=self._registry)
         # finding a series by its labels costs more than counting in it
         self._requests_of: dict[tuple[str, str, str, int | str], tuple[Counter, Histogram]] = {}
@@ -177,6 +190,33 @@ class _Statistics(Collector):
 
     def _chosen(self, layers: Sequence[Layer]) -> list[Layer]:
         return [each for each in layers if any(fnmatchcase(each.layer, pattern) for pattern in self._patterns)][:_MAX_LAYERS]
+
+
+class _Drift(Collector):
+    """The state of every model that has a reference, and what became of alerts; read when Prometheus asks."""
+
+    def __init__(self, drift: DriftMonitor, webhook: Webhook | None) -> None:
+        self._drift, self._webhook = drift, webhook
+
+    def collect(self) -> Iterable[Metric]:
+        of_version = ["model", "version"]
+        score = GaugeMetricFamily(
+            "normscope_drift_score",
+            "-log10 of the p-value of the newest window over all layers; not while unknown",
+            labels=of_version,
+        )
+        state = GaugeMetricFamily(
+            "normscope_drift_state", "1 for the state that a model is in, else 0", labels=[*of_version, "state"]
+        )
+        alerts = CounterMetricFamily("normscope_alerts", "alerts to the webhook by what became of them", labels=["result"])
+        for key, status in self._drift.statuses.items():
+            for name in get_args(State):
+                state.add_metric([*key, name], float(status.state == name))
+            if status.test is not None:
+                score.add_metric(key, status.test.score)
+        for result, count in (self._webhook.counts if self._webhook is not None else {}).items():
+            alerts.add_metric([result], count)
+        return [score, state, alerts]
 
 
 def _batch_sizes(counters: CountersSnapshot) -> tuple[list[tuple[str, float]], float]:

@@ -21,7 +21,7 @@ from models.artifact import ArtifactError
 from service.app import create_app
 from service.logs import configure_logging
 from service.protocol import BoundedProtocol, ConnectionLimits, ConnectionsState
-from service.settings import Settings
+from service.settings import Settings, explain
 from service.state import State
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def serve() -> None:
     try:
         settings = CliApp.run(Settings)
     except (ValidationError, SettingsError) as error:
-        sys.exit(f"invalid settings: {error}")
+        sys.exit(f"invalid settings: {explain(error) if isinstance(error, ValidationError) else error}")
     configure_logging(settings.log_level, settings.log_format)
     try:
         app = create_app(settings)

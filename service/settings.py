@@ -2,8 +2,9 @@
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from models.preprocessing import DEFAULT_MAX_PIXELS
@@ -27,6 +28,20 @@ def _divides_an_hour(seconds: int) -> int:
 def _retention(text: str) -> str:
     Retention.parse(text)
     return text
+
+
+def _webhook(url: SecretStr) -> SecretStr:
+    """The message does not show the URL: it may hold a secret."""
+    text = url.get_secret_value()
+    try:
+        parts = urlsplit(text)
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.username is None and parts.port != 0
+        valid = valid and text.isascii() and text.isprintable() and " " not in text
+    except ValueError:  # no number as port, brackets without an address
+        valid = False
+    if not valid:
+        raise ValueError("no URL to post to; write https://HOST/PATH, without user and password")
+    return url
 
 
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
@@ -88,6 +103,18 @@ class Settings(BaseSettings):
     database_url: SecretStr | None = Field(
         default=None, description="database of the statistics instead, such as postgresql://user:password@host/name"
     )
+    drift_false_alarms_per_month: float = Field(
+        default=1,
+        gt=0,
+        allow_inf_nan=False,
+        description="false `drift` states to be expected of each model in 30 days, over all its layers together",
+    )
+    alert_webhook: Annotated[SecretStr, AfterValidator(_webhook)] | None = Field(
+        default=None, description="URL that every change of a drift state is posted to; unset: none"
+    )
+    alert_webhook_secret: SecretStr | None = Field(
+        default=None, min_length=1, description="key that what is posted is signed with; unset: not signed"
+    )
     metrics_layers: str = Field(
         default="",
         max_length=2000,
@@ -105,3 +132,16 @@ class Settings(BaseSettings):
         default="info", description="debug (each request), info (4xx), warning, error"
     )
     log_format: Literal["console", "json"] = Field(default="console", description="how it is logged")
+
+
+_SECRETS = {name for name, field in Settings.model_fields.items() if "Secret" in str(field.annotation)}
+
+
+def explain(error: ValidationError) -> str:
+    """One line for each setting that cannot be used; what was given is shown unless it is secret."""
+    lines = []
+    for each in error.errors():
+        name = ".".join(map(str, each["loc"]))
+        given = "" if not each["loc"] or each["loc"][0] in _SECRETS else f" (given: {each['input']!r})"
+        lines.append(f"{name}: {each['msg']}{given}")
+    return "\n".join(lines)

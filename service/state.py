@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from fastapi import Request
 
+from service.drift import DriftMonitor
 from service.engine.model import Timing
 from service.engine.repository import Repository
 from service.lifecycle import Lifecycle
@@ -19,11 +20,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class State:
-    """Settings, models, statistics, metrics, phase and traces of one app, and what refuses requests to a full queue early."""
+    """Settings, models, statistics, drift, metrics, phase, traces of one app, and what refuses requests to a full queue early."""
 
     settings: Settings
     repository: Repository
     statistics: StatisticsStore
+    drift: DriftMonitor
     metrics: Metrics
     lifecycle: Lifecycle
     tracing: Tracing | None

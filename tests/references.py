@@ -1,16 +1,19 @@
-"""Small models with references, measured on random photos and texts of random classes."""
+"""Small models with references: measured on random photos and texts of random classes, or made of chosen numbers."""
 
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from models.artifact import REFERENCE, Artifact, load_artifact, write_manifest
 from models.data.batch import Batch
 from models.preprocessing import TextPreprocessing, encode_text, pad_tokens
 from models.reference import measure
 from models.statistics.layers import SideLayout
+from models.statistics.reference import Reference
+from models.statistics.request_values import value_count
 from tests.networks import SENTENCES
 
 SAMPLES = 60
@@ -42,3 +45,19 @@ def _batches(artifact: Artifact) -> Iterator[Batch]:
                 (random.normal(random.normal(size=(_BATCH_SIZE, 3, 1, 1)), 1, (_BATCH_SIZE, 3, 64, 64)).astype(np.float32),),
                 labels,
             )
+
+
+def quantities(folder: Path) -> int:
+    """V of the artifact in this folder."""
+    layout = SideLayout(tuple(load_artifact(folder).manifest.layers))
+    return value_count(len(layout.rows), len(layout.adds))
+
+
+def write_reference(folder: Path, values: NDArray[np.floating]) -> None:
+    """Gives the artifact a reference of these values (n, V), without what scores of single inputs need."""
+    artifact = load_artifact(folder)
+    layout = SideLayout(tuple(artifact.manifest.layers))
+    rows = [layout.rows[layout.reduction_of.index(i)][0] for i in range(len(layout.reductions))]
+    channels = sum(layer.channels or 0 for layer in rows)
+    Reference(values.astype(np.float32), np.zeros(channels), np.ones(channels)).save(folder)
+    write_manifest(folder, artifact.manifest, sorted({*artifact.manifest.files, REFERENCE}))

@@ -10,6 +10,7 @@ from functools import cached_property
 import numpy as np
 
 from models.artifact import Artifact, Manifest
+from models.statistics.drift import ReferenceRanks
 from models.statistics.layers import BatchReducer, RunOutputs, SideLayout
 from models.statistics.reference import Reference
 from service.engine.batching import Batch, Batcher, BatchLimits, BatchResult, fail
@@ -67,6 +68,7 @@ class ServedModel:
         self.layout = SideLayout(tuple(self.manifest.layers))
         self.reference = Reference.load(artifact, self.layout)
         self.scorer = self.reference.scorer(self.layout) if self.reference is not None else None
+        self.ranks = None if self.reference is None else ReferenceRanks.of(self.reference.values, len(self.layout.rows))
         self.counters = Counters()
         self._settings = settings
         self._reader = InputReader(artifact, settings.max_image_pixels)
@@ -99,6 +101,7 @@ class ServedModel:
         self._in_hand = 0
         self._closed = False
         self.traffic = traffic_of(self.manifest, self.layout)  # last, for a model that cannot be loaded never releases it
+        self.traffic.ranks = self.ranks
 
     @cached_property
     def reference_sketches(self) -> Sketches | None:

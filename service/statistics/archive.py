@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Table, and_, delete, func, select
+from sqlalchemy import ColumnElement, Connection, Table, and_, delete, func, null, select
 
 from models.statistics.request_values import value_count
 from service.statistics.channels import ChannelMoments
@@ -24,9 +24,11 @@ def write_parts(connection: Connection, series: int, windows: Sequence[StoredPar
             connection.execute(table.insert().values(_row(table, series, part)))
 
 
-def read_windows(connection: Connection, series: int, since: float, until: float, *, sketches: bool) -> list[StoredPart]:
+def read_windows(
+    connection: Connection, series: int, since: float, until: float, *, sketches: bool, scores: bool = False
+) -> list[StoredPart]:
     """The parts of all windows that reach into [since, until], the oldest first."""
-    return _read(connection, windows_table, _reaching(windows_table, series, since, until), sketches=sketches)
+    return _read(connection, windows_table, _reaching(windows_table, series, since, until), sketches=sketches, scores=scores)
 
 
 def read_channels(connection: Connection, series: int, since: float, until: float) -> list[StoredPart]:
@@ -115,16 +117,28 @@ def _merged_channels(parts: Sequence[StoredPart]) -> dict[str, bytes]:
 
 
 def _read(
-    connection: Connection, table: Table, chosen: ColumnElement[bool], *, sketches: bool, lock: bool = False
+    connection: Connection,
+    table: Table,
+    chosen: ColumnElement[bool],
+    *,
+    sketches: bool,
+    scores: bool = False,
+    lock: bool = False,
 ) -> list[StoredPart]:
     c = table.c
-    columns: list[Any] = [c.start, c.seconds, c.part, c.requests, c.sampled, c.moments, *([c.sketches] if sketches else [])]
+    large: list[Any] = [c[name] if asked else null() for name, asked in (("sketches", sketches), ("scores", scores))]
+    columns: list[Any] = [c.start, c.seconds, c.part, c.requests, c.sampled, c.moments, *large]
     query = select(*columns).where(chosen).order_by(c.start, c.part)
     rows = connection.execute(query.with_for_update() if lock else query)
     return [
-        StoredPart(start, seconds, part, requests, sampled, bytes(moments), bytes(rest[0]) if rest else None)
-        for start, seconds, part, requests, sampled, moments, *rest in rows
+        StoredPart(start, seconds, part, requests, sampled, bytes(moments), _bytes(sketched), _bytes(scored))
+        for start, seconds, part, requests, sampled, moments, sketched, scored in rows
     ]
+
+
+def _bytes(blob: bytes | None) -> bytes | None:
+    """Drivers give other types for what is bytes."""
+    return None if blob is None else bytes(blob)
 
 
 def _is(table: Table, series: int, part: StoredPart) -> ColumnElement[bool]:
@@ -142,4 +156,4 @@ def _row(table: Table, series: int, part: StoredPart) -> dict[str, Any]:
         "sampled": part.sampled,
         "moments": part.moments,
     }
-    return row | {"sketches": part.sketches} if table is windows_table else row
+    return row | {"sketches": part.sketches, "scores": part.scores} if table is windows_table else row

@@ -51,7 +51,7 @@ series_table = Table(
 )
 
 
-def _parts(name: str, *columns: Column[Any]) -> Table:
+def _parts(name: str, metadata: MetaData, *columns: Column[Any]) -> Table:
     return Table(
         name,
         metadata,
@@ -66,16 +66,26 @@ def _parts(name: str, *columns: Column[Any]) -> Table:
     )
 
 
-windows_table = _parts("windows", Column("sketches", LargeBinary, nullable=False))
-channels_table = _parts("channels")
+windows_table = _parts(
+    "windows", metadata, Column("sketches", LargeBinary, nullable=False), Column("scores", LargeBinary, nullable=True)
+)
+channels_table = _parts("channels", metadata)
 
 
 def _create_tables(connection: Connection) -> None:
-    for table in (series_table, windows_table, channels_table):
-        table.create(connection)
+    first = MetaData()
+    series_table.to_metadata(first)
+    _parts("windows", first, Column("sketches", LargeBinary, nullable=False))
+    _parts("channels", first)
+    first.create_all(connection, checkfirst=False)
 
 
-MIGRATIONS: tuple[Callable[[Connection], None], ...] = (_create_tables,)
+def _add_scores(connection: Connection) -> None:
+    kind = LargeBinary().compile(dialect=connection.dialect)
+    connection.execute(text(f"ALTER TABLE windows ADD COLUMN scores {kind}"))
+
+
+MIGRATIONS: tuple[Callable[[Connection], None], ...] = (_create_tables, _add_scores)
 """Migration i leads from version i to i + 1. A released one never changes; later ones alter what it made, by their own SQL."""
 
 

@@ -149,7 +149,14 @@ class History:
         self._merged = MergedSketches()
 
     def read(
-        self, traffic: TrafficStatistics, since: float, until: float, *, sketches: bool = False, step_s: int | None = None
+        self,
+        traffic: TrafficStatistics,
+        since: float,
+        until: float,
+        *,
+        sketches: bool = False,
+        scores: bool = False,
+        step_s: int | None = None,
     ) -> Period:
         """All windows that reach into the stretch between the two; where these are hours or days, it is widened to them.
 
@@ -158,6 +165,7 @@ class History:
             since: seconds since 1970.
             until: likewise.
             sketches: whether the sketches are read too.
+            scores: whether the scores against the reference are.
             step_s: of the steps of which quantiles are to be told; None where they are told of the whole alone.
         """
         since, until = _widened(since, until, traffic.window_s)
@@ -168,7 +176,7 @@ class History:
             return self._merged.groups(parts, levels_within(step_s), traffic.series.values, read) if sketches else []
 
         def read(connection: Connection, series: int) -> tuple[list[StoredPart], list[Group]]:
-            parts = _joined(read_windows(connection, series, since, until, sketches=False), pending)
+            parts = _joined(read_windows(connection, series, since, until, sketches=False, scores=scores), pending)
             return parts, grouped(parts, partial(read_sketches, connection, series))
 
         found, complete = self._stored(read, traffic.series)

@@ -8,6 +8,9 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
+from models.statistics.drift import ReferenceRanks, WindowScores
 from models.statistics.layers import BatchStatistics
 from models.statistics.request_values import request_values
 from service.statistics.channels import ChannelMoments
@@ -28,6 +31,7 @@ class StoredPart:
         sampled: inputs that were counted.
         moments: `WindowMoments`, or for an hour of channels `ChannelMoments`.
         sketches: `Sketches`; None for channels, and where they were not asked for.
+        scores: `WindowScores`; None likewise, of a model without reference, and of hours and days.
     """
 
     start: int
@@ -37,6 +41,7 @@ class StoredPart:
     sampled: int
     moments: bytes
     sketches: bytes | None
+    scores: bytes | None = None
 
 
 def new_part() -> int:
@@ -58,6 +63,7 @@ class PendingWindow:
     """`requests` and `sampled` when it was last stored."""
     moments: WindowMoments = field(init=False)
     sketches: Sketches = field(init=False)
+    scores: WindowScores | None = field(default=None, init=False)
     _form: StoredPart | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -68,11 +74,17 @@ class PendingWindow:
     def changed(self) -> bool:
         return self.stored != (self.requests, self.sampled)
 
-    def add(self, batches: Sequence[BatchStatistics]) -> None:
+    def add(self, batches: Sequence[BatchStatistics], ranks: ReferenceRanks | None = None) -> None:
+        """Takes in batches, at least one, and with `ranks` how they compare with the reference."""
         self.moments = WindowMoments.merged([self.moments, *(WindowMoments.of(batch) for batch in batches)])
-        for batch in batches:
-            self.sketches.update(request_values(batch))
-            self.sampled += len(batch)
+        values = [request_values(batch) for batch in batches]
+        for each in values:
+            self.sketches.update(each)
+            self.sampled += len(each)
+        if ranks is not None:
+            scores = WindowScores.of(ranks, np.concatenate(values))
+            known = self.scores  # those of a reference that was replaced meanwhile do not mix
+            self.scores = known.merge(scores) if known is not None and known.fingerprint == ranks.fingerprint else scores
 
     def to_stored(self, *, sketches: bool = True) -> StoredPart:
         """As it is stored; made once, however often storing it fails, until something is added."""
@@ -83,13 +95,18 @@ class PendingWindow:
         return self._form
 
     def _part(self, sketches: bytes | None) -> StoredPart:
-        return StoredPart(self.start, self.seconds, self.part, self.requests, self.sampled, self.moments.to_bytes(), sketches)
+        scores = None if self.scores is None else self.scores.to_bytes()
+        return StoredPart(
+            self.start, self.seconds, self.part, self.requests, self.sampled, self.moments.to_bytes(), sketches, scores
+        )
 
     @property
     def nbytes(self) -> int:
         """Memory that it takes, about."""
-        form = 0 if self._form is None else len(self._form.moments) + len(self._form.sketches or b"")
-        moments = 8 * 8 * (self.series.sides + self.series.values)
+        form = (
+            0 if self._form is None else sum(map(len, (self._form.moments, self._form.sketches or b"", self._form.scores or b"")))
+        )
+        moments = 8 * 8 * (self.series.sides + self.series.values) + 3 * 8 * self.series.values
         return moments + self.series.values * sketch_bytes(self.sampled) + form
 
 

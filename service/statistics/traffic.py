@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import NoReturn
 
+from models.statistics.drift import ReferenceRanks
 from models.statistics.layers import BatchStatistics
 from service.statistics.channels import ChannelMoments
 from service.statistics.pending import PendingChannels, PendingWindow, StoredPart
@@ -57,6 +58,8 @@ class TrafficStatistics:
         """`wake` is called when much has arrived, so that somebody calls `absorb`; it must return at once."""
         self.series = series
         self.window_s = window_s
+        self.ranks: ReferenceRanks | None = None
+        """Of the reference that traffic is compared with from now on, if there is one."""
         self._clock, self._wake = clock, wake
         self._arrived: deque[tuple[int, BatchStatistics, bool]] = deque()
         self._arrived_bytes = 0
@@ -147,7 +150,7 @@ class TrafficStatistics:
                 window = self._windows[start] = PendingWindow(self.series, start, self.window_s)
             window.requests += served[start]
             if batches := by_window.get(start):
-                window.add(batches)
+                window.add(batches, self.ranks)
         self._bound()
 
     def _absorb_channels(self, hour: int, batch: BatchStatistics) -> None:

@@ -7,6 +7,7 @@ with the parameters and the body narrowed to what exists there; what is promised
 import base64
 import copy
 import io
+import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -36,6 +37,7 @@ _UNLOAD = "POST /v2/repository/models/{model}/unload"
 _STATISTICS = "GET /v1/models/{model}/statistics"
 _CHANNELS = "GET /v1/models/{model}/statistics/channels"
 _COMPARE = "GET /v1/models/{model}/statistics/compare"
+_DRIFT = "GET /v1/models/{model}/drift"
 _ENDLESS = "GET /v1/models/{model}/events"  # no client that waits for the end of an answer gets this one; see test_events
 
 _ALSO: dict[str, list[int]] = {
@@ -59,6 +61,7 @@ _OPERATIONS = [
     (_STATISTICS, "text"),
     (_CHANNELS, "vision"),
     (_COMPARE, "vision"),
+    (_DRIFT, "text"),
     (_INFER, "text"),
     (_INFER, "vision"),
     (_INFER_VERSION, "text"),

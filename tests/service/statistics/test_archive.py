@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 from sqlalchemy import func, select
 
+from models.statistics.drift import ReferenceRanks, WindowScores
+from models.statistics.request_values import request_values
 from service.statistics.archive import roll_up
 from service.statistics.database import Database, channels_table, windows_table
 from service.statistics.history import History
 from service.statistics.retention import DAY_S, HOUR_S, Retention
 from service.statistics.traffic import TrafficStatistics
 from service.statistics.writer import StatisticsWriter
-from tests.service.statistics.made import SERIES, Clock, serve
+from tests.service.statistics.made import SERIES, Clock, batch, serve
 
 _RETENTION = Retention.parse("2h,3d,30d")
 
@@ -157,3 +159,49 @@ def test_retention_that_makes_no_sense_is_refused(text: str) -> None:
     """Three durations, each not shorter than what it is merged from, or a message that shows one."""
     with pytest.raises(ValueError, match=r"write|at least"):
         Retention.parse(text)
+
+
+def _scores_of(service: Service, ranks: ReferenceRanks, since: float, until: float) -> list[WindowScores | None]:
+    parts = service.history.read(service.traffic, since, until, scores=True).parts
+    return [None if part.scores is None else WindowScores.from_bytes(part.scores, ranks) for part in parts]
+
+
+def test_scores_are_stored_with_their_window_and_end_with_it(database: Database) -> None:
+    """They come back as they were; an hour has none, nor has what was counted without a reference."""
+    clock = Clock()
+    service = Service(database, clock)
+    start = clock.now
+    ranks = ReferenceRanks.of(request_values(batch(40, seed=99)), SERIES.sides)
+    serve(service.traffic, 3, seed=0)
+    service.traffic.absorb()
+    service.traffic.ranks = ranks
+    clock.now += 60
+    serve(service.traffic, 2, seed=1)
+    serve(service.traffic, 2, seed=2)
+    clock.now += 70
+    assert service.writer.store()
+    assert not service.traffic.pending(0, 4e9, sketches=False)
+    none, found = _scores_of(service, ranks, start, start + 120)
+    expected = WindowScores.of(ranks, np.concatenate([request_values(batch(2, seed=seed)) for seed in (1, 2)]))
+    assert none is None
+    assert found is not None
+    assert found.to_bytes() == expected.to_bytes()
+    assert [part.scores for part in service.history.read(service.traffic, start, start + 120).parts] == [None, None]
+    clock.now += 3 * HOUR_S
+    assert service.writer.store()
+    assert _lengths(database) == {HOUR_S: 1}
+    assert _scores_of(service, ranks, start, start + HOUR_S) == [None]
+
+
+def test_scores_of_a_replaced_reference_do_not_mix(database: Database) -> None:
+    """From the moment that the model has another reference, a window counts for that one alone."""
+    service = Service(database, Clock())
+    old, new = (ReferenceRanks.of(request_values(batch(40, seed)), SERIES.sides) for seed in (98, 99))
+    for ranks, n in ((old, 3), (new, 2)):
+        service.traffic.ranks = ranks
+        serve(service.traffic, n, seed=n)
+        service.traffic.absorb()
+    assert _scores_of(service, old, 0, 4e9) == [None]
+    (found,) = _scores_of(service, new, 0, 4e9)
+    assert found is not None
+    assert found.samples == 2

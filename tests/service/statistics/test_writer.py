@@ -231,6 +231,12 @@ def test_a_file_of_every_released_version_opens(service: Service, tmp_path: Path
     assert service.sampled() == 4
     with sqlite3.connect(tmp_path / "statistics.sqlite") as now:
         assert now.execute("SELECT version FROM schema_version").fetchone() == (len(MIGRATIONS),)
+        made = {row[1]: row[2] for row in now.execute("PRAGMA table_info(windows)")}
+        assert made == {
+            **dict.fromkeys(("series", "seconds"), "INTEGER"),
+            **dict.fromkeys(("start", "part", "requests", "sampled"), "BIGINT"),
+            **dict.fromkeys(("moments", "sketches", "scores"), "BLOB"),
+        }
     now.close()
 
 
