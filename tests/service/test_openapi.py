@@ -7,7 +7,6 @@ with the parameters and the body narrowed to what exists there; what is promised
 import base64
 import copy
 import io
-import shutil
 from collections.abc import Iterator
 from typing import Any
 
