@@ -116,7 +116,7 @@ def test_a_strange_text_has_a_small_p_value(shipped: httpx.Client) -> None:
 
 
 def test_photos_that_are_not_scaled_have_the_smallest_p_value(shipped: httpx.Client, tmp_path: Path) -> None:
-    """Photos of the evaluation data are ordinary; the same as 0..255, by a preprocessing that neither scales nor normalizes, are not."""
+    """Photos of the evaluation data are ordinary; the same as 0..255, neither scaled nor normalized, are not."""
     photos = [data for data, _ in imagenette.read_split("val", archive_of("resnet50"))[::400]]
     headers = {"Content-Type": "image/jpeg"}
 
