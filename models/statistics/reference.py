@@ -65,7 +65,7 @@ class Reference:
             with np.load(artifact.folder / REFERENCE, allow_pickle=False) as file:
                 known = {field: file[field] for field in (*_FIELDS, *_EVIDENCE) if field in file}
             evidence = Evidence(*(known[field] for field in _EVIDENCE)) if _EVIDENCE[0] in known else None
-            reference = cls(*(known[field] for field in _FIELDS), evidence)
+            reference = cls(known["values"], known["mean"], known["var"], evidence)
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise ArtifactError(f"{name} cannot be read; {remedy}") from error
         for field, expected in _shapes(layout, known).items():
