@@ -116,7 +116,7 @@ class _Statistics(Collector):
         )
         dropped = CounterMetricFamily(
             "normscope_statistics_dropped_samples",
-            "samples left out: backlog, faster than they could be merged; storage, not stored for too long",
+            "samples left out: backlog, faster than they could be merged; storage, not stored for too long; failed, not mergeable",
             labels=["model", "version", "reason"],
         )
         for traffic in self._statistics.traffic():
@@ -124,6 +124,7 @@ class _Statistics(Collector):
             waiting.add_metric(labels, traffic.waiting)
             dropped.add_metric([*labels, "backlog"], traffic.dropped.backlog)
             dropped.add_metric([*labels, "storage"], traffic.dropped.storage)
+            dropped.add_metric([*labels, "failed"], traffic.dropped.failed)
         return [storing, waiting, dropped, *(self._layers() if self._patterns else [])]
 
     def _layers(self) -> list[Metric]:

@@ -68,9 +68,12 @@ class PendingWindow:
         return self.stored != (self.requests, self.sampled)
 
     def add(self, batches: Sequence[BatchStatistics]) -> None:
+        """Takes in all samples, or none where one of the batches raises an exception."""
+        values = [request_values(batch) for batch in batches]
+        # fails for all that the sketches would refuse, before anything has changed
         self.moments = WindowMoments.merged([self.moments, *(WindowMoments.of(batch) for batch in batches)])
-        for batch in batches:
-            self.sketches.update(request_values(batch))
+        for batch, each in zip(batches, values, strict=True):
+            self.sketches.update(each)
             self.sampled += len(batch)
 
     def to_stored(self, *, sketches: bool = True) -> StoredPart:

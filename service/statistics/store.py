@@ -76,7 +76,10 @@ class StatisticsStore:
             self._arrived.wait(_MERGE_S)
             self._arrived.clear()
             for traffic in self.traffic():
-                traffic.absorb()
+                try:
+                    traffic.absorb()
+                except Exception:  # the others are merged all the same, and this one next time
+                    _log.exception("statistics of model %s cannot be merged", traffic.series.model)
 
 
 def _open(settings: Settings) -> Database:

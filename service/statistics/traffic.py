@@ -4,10 +4,11 @@ Threads that run models only append. Another thread merges what has arrived into
 What waits for either is bounded; what no longer fits is dropped and counted.
 """
 
+import logging
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from models.statistics.layers import BatchStatistics
@@ -24,6 +25,7 @@ _MAX_CHANNEL_HOURS = 3
 _BYTES_PER_GROUP = 2 * 7 * 8  # the fields of Moments, and what they were read from
 _CHANNELS_EVERY_S = 10  # a run that lists its channels costs more, in the run and in merging
 _SETTLED_S = 5  # after its end nothing is appended to a window any more
+_log = logging.getLogger("normscope")
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class Dropped:
     """Because they came faster than they could be merged."""
     storage: int
     """Because the database could not take them for too long."""
+    failed: int
+    """Because they could not be merged; the log says why."""
 
 
 class TrafficStatistics:
@@ -58,8 +62,8 @@ class TrafficStatistics:
         self._windows: dict[int, PendingWindow] = {}
         self._channels: dict[int, PendingChannels] = {}
         self._last: PendingWindow | None = None
-        self._dropped_backlog = self._dropped_storage = 0
-        self._merging = threading.Lock()  # of the five above
+        self._dropped_backlog = self._dropped_storage = self._dropped_failed = 0
+        self._merging = threading.Lock()  # of the six above
 
     def count(self, inputs: int) -> None:
         """Counts inputs that were served, whether or not their statistics are taken. Safe and quick from any thread."""
@@ -119,16 +123,31 @@ class TrafficStatistics:
                 window = self._windows[start] = PendingWindow(self.series, start, self.window_s)
             window.requests += served[start]
             if batches := by_window.get(start):
-                window.add(batches)
+                self._absorb_batches(window, batches)
         self._bound()
 
+    def _absorb_batches(self, window: PendingWindow, batches: Sequence[BatchStatistics]) -> None:
+        try:
+            window.add(batches)
+        except Exception:  # whatever is odd about a batch, the others count
+            if len(batches) > 1:
+                for batch in batches:
+                    self._absorb_batches(window, [batch])
+                return
+            if not self._dropped_failed:  # the counter tells of the others
+                _log.exception("a batch of model %s cannot be counted in the statistics", self.series.model)
+            self._dropped_failed += len(batches[0])
+
     def _absorb_channels(self, hour: int, batch: BatchStatistics) -> None:
-        moments = ChannelMoments.of(batch)
-        pending = self._channels.get(hour)
-        if pending is None:
-            self._channels[hour] = PendingChannels(hour, HOUR_S, moments, len(batch))
-        else:
-            pending.add(moments, len(batch))
+        try:
+            moments = ChannelMoments.of(batch)
+            pending = self._channels.get(hour)
+            if pending is None:
+                self._channels[hour] = PendingChannels(hour, HOUR_S, moments, len(batch))
+            else:
+                pending.add(moments, len(batch))
+        except Exception:
+            _log.exception("the channels of a batch of model %s cannot be counted in the statistics", self.series.model)
 
     def _bound(self) -> None:
         """Drops the oldest windows when too many wait."""
@@ -211,4 +230,4 @@ class TrafficStatistics:
 
     @property
     def dropped(self) -> Dropped:
-        return Dropped(self._dropped_backlog, self._dropped_storage)
+        return Dropped(self._dropped_backlog, self._dropped_storage, self._dropped_failed)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import Table, func, select
 
 from service.statistics.archive import roll_up
 from service.statistics.database import Database, channels_table, windows_table
@@ -122,6 +122,41 @@ def test_parts_of_several_processes_add_up(database: Database) -> None:
     for service in services:
         assert service.writer.store()
         assert service.history.read(service.traffic, start, start + HOUR_S).sampled == 15
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "broken"),
+    [
+        (windows_table, "moments", b"short"),
+        (windows_table, "moments", b""),
+        (windows_table, "sketches", b"\xff" * 100),
+        (channels_table, "moments", b"not compressed"),
+    ],
+)
+def test_a_row_that_cannot_be_read_is_deleted(
+    database: Database, caplog: pytest.LogCaptureFixture, table: Table, column: str, broken: bytes
+) -> None:
+    """Found when it is to be merged, a warning names its place; the rows beside it are merged, and storing goes on."""
+    clock = Clock()
+    services = [Service(database, clock) for _ in range(2)]
+    start = clock.now
+    for service in services:
+        serve(service.traffic, 2, seed=0)
+        assert service.writer.store()
+    with database.writing() as connection:
+        part = connection.execute(select(func.min(table.c.part))).scalar_one()
+        connection.execute(table.update().where(table.c.part == part).values({column: broken}))
+    coarse_s = HOUR_S if table is windows_table else DAY_S
+    clock.now += 5 * coarse_s
+    assert services[0].writer.store()
+    first = int(start) // coarse_s * coarse_s
+    assert f"1 of 2 parts in table {table.name}, series 1, from {first} on, cannot be read" in caplog.text
+    with database.reading() as connection:
+        c = table.c
+        assert connection.execute(select(c.seconds, c.sampled).where(c.series == 1)).all() == [(coarse_s, 2)]
+    serve(services[0].traffic, 1, seed=1)
+    assert services[0].writer.store()
+    assert services[0].traffic.waiting == 0
 
 
 @pytest.mark.parametrize("text", ["", "1h", "6h,7d", "1m,7d,365d", "6h,1h,365d", "6h,7d,1d", "6h,7d,x", "0h,7d,365d"])

@@ -6,16 +6,22 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from sqlalchemy import Engine, event
 
+from models.statistics.layers import BatchReducer, RunOutputs, SideLayout
+from service.settings import Settings
 from service.statistics import database as databases
+from service.statistics import writer as writers
 from service.statistics.database import MIGRATIONS, Database
 from service.statistics.history import History
-from service.statistics.retention import Retention
+from service.statistics.pending import StoredPart
+from service.statistics.retention import HOUR_S, Retention
+from service.statistics.store import StatisticsStore
 from service.statistics.traffic import TrafficStatistics
 from service.statistics.writer import StatisticsWriter
-from tests.service.statistics.made import SERIES, Clock, serve
+from tests.service.statistics.made import LAYOUT, SERIES, Clock, activations, serve
 
 _RETENTION = Retention.parse("6h,7d,365d")
 
@@ -191,6 +197,102 @@ def test_channels_are_taken_from_one_batch_in_ten_seconds() -> None:
         serve(traffic, 1, second)
     (hour,) = traffic.pending_channels(0, 4e9)
     assert (hour.sampled, hour.seconds) == (6, 3600)
+
+
+def test_an_odd_batch_is_left_out_and_counted(caplog: pytest.LogCaptureFixture) -> None:
+    """A batch of other layers than those of the model is logged once and counted each time; the batches around it count."""
+    traffic = TrafficStatistics(SERIES, 60, Clock())
+    tensors = activations(2, seed=0)
+    odd = BatchReducer(SideLayout(LAYOUT.layers[:1])).reduce(RunOutputs(tensors), {"input": tensors["a"]})
+    for seed in range(3):
+        serve(traffic, 1, seed)
+        traffic.count(2)
+        traffic.add(odd)
+    (part,) = traffic.pending(0, 4e9, sketches=False)
+    assert (part.requests, part.sampled) == (9, 3)
+    assert (traffic.dropped.failed, traffic.dropped.backlog, traffic.dropped.storage) == (6, 0, 0)
+    assert caplog.text.count("cannot be counted") == 1
+    alone = TrafficStatistics(SERIES, 60, Clock())
+    for seed in range(3):
+        serve(alone, 1, seed)
+    (expected,) = alone.pending(0, 4e9, sketches=False)
+    np.testing.assert_allclose(np.frombuffer(part.moments), np.frombuffer(expected.moments), rtol=1e-12)
+
+
+class Failing(TrafficStatistics):
+    """Fails at the first attempts to merge, in a way that nobody thought of: without even a message."""
+
+    def __init__(self, failures: int) -> None:
+        super().__init__(SERIES, 60, Clock())
+        self.left, self.merged = failures, threading.Event()
+
+    def absorb(self) -> None:
+        if self.left:
+            self.left -= 1
+            raise LookupError
+        super().absorb()
+        self.merged.set()
+
+    def changed(self) -> list[StoredPart]:
+        self.absorb()
+        return super().changed()
+
+
+def test_no_exception_ends_the_thread_that_stores(caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever is raised while storing is logged with its traceback, shown as not storing, and storing is tried again."""
+    traffic, database = Failing(2), Database("sqlite://")
+    states: list[bool] = []
+
+    def all_traffic() -> list[TrafficStatistics]:
+        states.append(writer.storing)
+        return [traffic]
+
+    writer = StatisticsWriter(database, _RETENTION, all_traffic, 0.001, Clock())
+    serve(traffic, 1, seed=0)
+    writer.start()
+    assert traffic.merged.wait(30)
+    writer.close()
+    assert writer.storing
+    assert states[:4] == [True, False, False, True]
+    assert traffic.waiting == 0
+    assert "statistics cannot be stored (LookupError)" in caplog.text
+    assert "Traceback" in caplog.text
+    database.close()
+
+
+def test_no_exception_ends_the_thread_that_merges(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cannot be merged now is logged, and merging goes on."""
+    monkeypatch.setattr("service.statistics.store._MERGE_S", 0.001)
+    traffic = Failing(2)
+    monkeypatch.setattr(StatisticsStore, "traffic", lambda store: [traffic])
+    store = StatisticsStore(Settings(statistics_flush_s=1000))
+    store.start()
+    assert traffic.merged.wait(30)
+    store.close()
+    assert "statistics of model made cannot be merged" in caplog.text
+
+
+def test_what_fails_to_merge_old_windows_stops_no_storing(
+    service: Service, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """While old windows cannot be merged new ones are stored, and a warning says so; merging is tried again a minute later."""
+    working = writers.roll_up
+
+    def broken(*arguments: object) -> None:
+        raise ValueError("")
+
+    monkeypatch.setattr(writers, "roll_up", broken)
+    for _ in range(3):
+        service.serve()
+        assert service.writer.store()
+    assert service.writer.storing
+    assert service.traffic.waiting == 0
+    assert caplog.text.count("old statistics cannot be merged (ValueError)") == 3
+    monkeypatch.setattr(writers, "roll_up", working)
+    service.clock.now += 8 * HOUR_S
+    assert service.writer.store()
+    period = service.history.read(service.traffic, service.clock.now - 86_400, service.clock.now)
+    assert (period.sampled, [part.seconds for part in period.parts]) == (3, [HOUR_S])
 
 
 _VERSION_1 = """
