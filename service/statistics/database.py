@@ -4,6 +4,7 @@ Times are whole seconds since 1970 in UTC. A row of `windows` or `channels` is o
 """
 
 import json
+import os
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -96,6 +97,7 @@ class Database:
         parsed = make_url(url)
         if parsed.drivername in ("postgres", "postgresql"):
             parsed = parsed.set(drivername="postgresql+psycopg")
+        self._files: list[tuple[int, int] | None] = [None, None]  # which ones were migrated: the database and its log
         self.in_memory = parsed.get_backend_name() == "sqlite" and parsed.database in (None, "", ":memory:")
         self._engine = (
             _sqlite(url, in_memory=self.in_memory)
@@ -158,6 +160,21 @@ class Database:
                 migrate(connection)
             if version < len(MIGRATIONS):
                 connection.execute(version_table.update().values(version=len(MIGRATIONS)))
+        if self._engine.dialect.name == "sqlite" and not self.in_memory:
+            self._files = [self._identity(""), self._identity("-wal")]
+
+    @property
+    def replaced(self) -> bool:
+        """Whether the SQLite file that was migrated is not there any more, or is another: what is written then is lost."""
+        return self._files[0] is not None and self._files[0] != self._identity("")
+
+    def _identity(self, ending: str) -> tuple[int, int] | None:
+        """Device and inode of the file or of one beside it; None where there is none. Open files keep theirs to themselves."""
+        try:
+            found = os.stat(f"{self._engine.url.database}{ending}")
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
 
     def series_id(self, connection: Connection, series: Series) -> int | None:
         """The number of a series; None if nothing of it was stored."""
@@ -190,6 +207,10 @@ class Database:
 
     def forget_connections(self) -> None:
         """Opens new ones from now on: the file or the server may have been replaced."""
+        if self.replaced and self._files[1] == self._identity("-wal"):
+            for ending in ("-wal", "-shm"):  # left by the old file, they would be read into the new one
+                Path(f"{self._engine.url.database}{ending}").unlink(missing_ok=True)
+        self._files = [None, None]
         if not self.in_memory:
             self._engine.dispose()
 

@@ -199,6 +199,14 @@ class TrafficStatistics:
                 if start + HOUR_S <= settled and not hour.changed:
                     del self._channels[start]
 
+    def forget_stored(self) -> None:
+        """What was stored is gone: all that is pending is to be stored again."""
+        with self._merging:
+            for window in self._windows.values():
+                window.stored = (0, 0)
+            for channels in self._channels.values():
+                channels.stored = 0
+
     def pending(self, since: float, until: float, *, sketches: bool) -> list[StoredPart]:
         """The parts of this process that lie in [since, until], with all that was counted up to now."""
         with self._merging:

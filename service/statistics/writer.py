@@ -95,6 +95,11 @@ class StatisticsWriter:
             return not self._failing
 
     def _flush(self) -> None:
+        if self._database.replaced:
+            _log.warning("the file of the statistics was deleted or replaced; what is still in memory is stored again")
+            self._reconnect()
+            for traffic in self._traffic():
+                traffic.forget_stored()
         if not self._migrated:
             self._database.migrate()
             self._migrated = True

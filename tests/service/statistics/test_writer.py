@@ -4,17 +4,18 @@ import logging
 import sqlite3
 import threading
 from collections.abc import Iterator
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
-from sqlalchemy import Engine, event
+from sqlalchemy import Engine, event, select
 
 from models.statistics.layers import BatchReducer, RunOutputs, SideLayout
 from service.settings import Settings
 from service.statistics import database as databases
 from service.statistics import writer as writers
-from service.statistics.database import MIGRATIONS, Database
+from service.statistics.database import MIGRATIONS, Database, windows_table
 from service.statistics.history import History
 from service.statistics.pending import StoredPart
 from service.statistics.retention import HOUR_S, Retention
@@ -108,18 +109,11 @@ def test_a_full_disk_is_waited_for(tmp_path: Path) -> None:
 
 
 def test_a_database_that_is_gone_is_made_again(service: Service, tmp_path: Path) -> None:
-    """Deleted while the service runs, the file is made anew; replaced by something else, it is left alone and waited for."""
+    """Replaced by something that is no database, the file is left alone and waited for; once that is gone it is made again."""
     service.serve()
     assert service.writer.store()
-    for file in tmp_path.iterdir():
-        file.unlink()
-    service.serve()
-    while not service.writer.store():
-        pass
+    (tmp_path / "statistics.sqlite").unlink()
     (tmp_path / "statistics.sqlite").write_bytes(b"no database" * 1000)
-    for file in (tmp_path / "statistics.sqlite-wal", tmp_path / "statistics.sqlite-shm"):
-        file.unlink(missing_ok=True)
-    service.database.forget_connections()
     service.serve()
     assert not service.writer.store()
     assert (tmp_path / "statistics.sqlite").read_bytes() == b"no database" * 1000
@@ -127,6 +121,56 @@ def test_a_database_that_is_gone_is_made_again(service: Service, tmp_path: Path)
     (tmp_path / "statistics.sqlite").unlink()
     assert service.writer.store()
     assert service.history.read(service.traffic, service.clock.now - 600, service.clock.now + 60).complete
+
+
+@pytest.mark.parametrize("endings", [("",), ("", "-wal"), ("", "-wal", "-shm")])
+@pytest.mark.parametrize("reading", [False, True])
+def test_a_deleted_file_is_made_again(
+    service: Service, tmp_path: Path, caplog: pytest.LogCaptureFixture, endings: tuple[str, ...], reading: bool
+) -> None:
+    """Deleted while the service runs and even while somebody reads it, the file is there again after the next storing, sound,
+    with all windows that are still in memory, and grows; a warning says so once.
+    """
+    path = tmp_path / "statistics.sqlite"
+    service.serve(3)
+    assert service.writer.store()  # the first minute ended some time ago and is not in memory any more
+    with service.database.reading() if reading else nullcontext() as connection:
+        if connection is not None:
+            connection.execute(select(windows_table.c.start)).all()
+        for ending in endings:
+            path.with_name(path.name + ending).unlink()
+        assert service.writer.store()
+        assert _sampled_in(path) == 2
+        service.serve(2)
+        assert service.writer.store()
+        assert _sampled_in(path) == 4
+    service.serve()
+    assert service.writer.store()
+    assert _sampled_in(path) == service.sampled() == 5
+    assert caplog.text.count("deleted or replaced") == 1
+    assert service.traffic.dropped.storage == 0
+
+
+def test_a_file_that_was_put_in_place_of_another_is_used(service: Service, tmp_path: Path) -> None:
+    """A backup that is moved to the place of the file while the service runs is read and added to from then on."""
+    path, backup = tmp_path / "statistics.sqlite", Service(tmp_path / "backup.sqlite")
+    backup.clock.now -= HOUR_S
+    backup.serve(7)
+    assert backup.writer.store()
+    backup.database.close()
+    service.serve(3)
+    assert service.writer.store()
+    (tmp_path / "backup.sqlite").replace(path)
+    service.serve()
+    assert service.writer.store()
+    assert _sampled_in(path) == service.sampled() == 10  # of the backup, of two minutes that were in memory, and the new one
+
+
+def _sampled_in(path: Path) -> int:
+    """As another program reads the file, which is sound."""
+    with closing(sqlite3.connect(path)) as other:
+        assert other.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        return int(other.execute("SELECT sum(sampled) FROM windows").fetchone()[0])
 
 
 def test_what_waits_is_bounded_and_counted(service: Service, tmp_path: Path) -> None:
