@@ -39,8 +39,10 @@ def read_channels(connection: Connection, series: int, since: float, until: floa
     return _read(connection, channels_table, inside, sketches=False)
 
 
-def roll_up(database: Database, retention: Retention, now: float) -> None:
+def roll_up(database: Database, retention: Retention, now: float, stopping: Callable[[], bool] = lambda: False) -> None:
     """Merges old windows into hours, old hours into days, and deletes old days, one window in each transaction.
+
+    Ends between two transactions once it is `stopping`; the rest is left to the next time.
 
     Several replicas may do so at once: each part is merged by one of them. A part that cannot be read is deleted, with a warning.
 
@@ -52,8 +54,11 @@ def roll_up(database: Database, retention: Retention, now: float) -> None:
     for series, sides, adds in known:
         for table in (windows_table, channels_table):
             for coarse_s, kept_s in ((HOUR_S, retention.windows_s), (DAY_S, retention.hours_s)):
-                while _merge_oldest(database, table, series, coarse_s, int(now - kept_s) // coarse_s * coarse_s, sides, adds):
+                before = int(now - kept_s) // coarse_s * coarse_s
+                while not stopping() and _merge_oldest(database, table, series, coarse_s, before, sides, adds):
                     pass
+            if stopping():
+                return
             with database.writing() as connection:
                 old = and_(table.c.series == series, table.c.start + table.c.seconds <= now - retention.days_s)
                 connection.execute(delete(table).where(old))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import (
+    URL,
     BigInteger,
     Column,
     Connection,
@@ -30,6 +31,7 @@ from sqlalchemy import (
     select,
     text,
 )
+from sqlalchemy.exc import IntegrityError
 
 from service.statistics.series import Series
 
@@ -95,22 +97,9 @@ class Database:
             sqlalchemy.exc.ArgumentError: it is no URL.
         """
         parsed = make_url(url)
-        if parsed.drivername in ("postgres", "postgresql"):
-            parsed = parsed.set(drivername="postgresql+psycopg")
         self._files: list[tuple[int, int] | None] = [None, None]  # which ones were migrated: the database and its log
         self.in_memory = parsed.get_backend_name() == "sqlite" and parsed.database in (None, "", ":memory:")
-        self._engine = (
-            _sqlite(url, in_memory=self.in_memory)
-            if parsed.get_backend_name() == "sqlite"
-            else create_engine(
-                parsed,
-                pool_size=4,
-                max_overflow=4,
-                pool_timeout=_WAIT_S,
-                pool_pre_ping=True,
-                connect_args={"connect_timeout": _WAIT_S, "options": f"-c statement_timeout={_WAIT_S * 1000}"},
-            )
-        )
+        self._engine = _sqlite(url, in_memory=self.in_memory) if parsed.get_backend_name() == "sqlite" else _postgresql(parsed)
 
     @classmethod
     def file(cls, path: Path) -> "Database":
@@ -185,8 +174,14 @@ class Database:
         """The number of a series, which is made known unless it is.
 
         Raises:
-            sqlalchemy.exc.SQLAlchemyError: the database cannot be written, or another replica did so at this moment.
+            sqlalchemy.exc.SQLAlchemyError: the database cannot be written.
         """
+        try:
+            return self._add_series(series)
+        except IntegrityError:  # another replica has just done so
+            return self._add_series(series)
+
+    def _add_series(self, series: Series) -> int:
         with self.writing() as connection:
             known = self.series_id(connection, series)
             if known is not None:
@@ -217,6 +212,12 @@ class Database:
     def close(self) -> None:
         """Ends all connections; what is in memory is gone."""
         self._engine.dispose()
+
+
+def _postgresql(url: URL) -> Engine:
+    from service.statistics.postgresql import postgresql_engine  # noqa: PLC0415  # the driver may be missing
+
+    return postgresql_engine(url.set(drivername="postgresql+psycopg"), _WAIT_S)
 
 
 def _sqlite(url: str, *, in_memory: bool) -> Engine:

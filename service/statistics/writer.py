@@ -115,11 +115,11 @@ class StatisticsWriter:
 
     def _roll_up(self) -> None:
         now = self._clock()
-        if now - self._rolled_up_at < _ROLL_UP_S:
+        if self._stop.is_set() or now - self._rolled_up_at < _ROLL_UP_S:
             return
         self._rolled_up_at = now
         try:
-            roll_up(self._database, self._retention, now)
+            roll_up(self._database, self._retention, now, self._stop.is_set)
         except Exception as error:  # new statistics are stored all the same
             _log.warning(
                 "old statistics cannot be merged (%s); tried again in %d s",

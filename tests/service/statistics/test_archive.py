@@ -1,6 +1,7 @@
 """Windows in a database: found again, merged into hours and days, deleted, and never counted twice."""
 
 from collections.abc import Iterator
+from itertools import chain, repeat
 
 import numpy as np
 import pytest
@@ -157,6 +158,21 @@ def test_a_row_that_cannot_be_read_is_deleted(
     serve(services[0].traffic, 1, seed=1)
     assert services[0].writer.store()
     assert services[0].traffic.waiting == 0
+
+
+def test_merging_ends_when_the_process_does(database: Database) -> None:
+    """Between two windows it looks whether it is to stop; the next time it goes on from there."""
+    clock = Clock()
+    service = Service(database, clock)
+    for _ in range(5):
+        serve(service.traffic, 1, seed=0)
+        assert service.writer.store()
+        clock.now += HOUR_S / 2
+    looks = chain([False, False], repeat(True))
+    roll_up(database, _RETENTION, clock.now + DAY_S, lambda: next(looks))
+    assert _lengths(database) == {HOUR_S: 2, 60: 1}
+    roll_up(database, _RETENTION, clock.now + DAY_S)
+    assert _lengths(database) == {HOUR_S: 3}
 
 
 @pytest.mark.parametrize("text", ["", "1h", "6h,7d", "1m,7d,365d", "6h,1h,365d", "6h,7d,1d", "6h,7d,x", "0h,7d,365d"])

@@ -339,6 +339,55 @@ def test_what_fails_to_merge_old_windows_stops_no_storing(
     assert (period.sampled, [part.seconds for part in period.parts]) == (3, [HOUR_S])
 
 
+class Hanging(TrafficStatistics):
+    """Storing it takes as long as the test wants, as if the database did not answer."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__(SERIES, 60, clock)
+        self.reached, self.released = threading.Event(), threading.Event()
+
+    def changed(self) -> list[StoredPart]:
+        self.reached.set()
+        assert self.released.wait(60)
+        return super().changed()
+
+
+def test_storing_that_takes_too_long_is_shown() -> None:
+    """From three intervals and 5 s on an attempt that has not ended counts as one that failed, until it ends."""
+    clock, database = Clock(), Database("sqlite://")
+    traffic = Hanging(clock)
+    writer = StatisticsWriter(database, _RETENTION, lambda: [traffic], 10, clock)
+    storing = threading.Thread(target=writer.store)
+    storing.start()
+    assert traffic.reached.wait(60)
+    clock.now += 35
+    assert writer.storing
+    clock.now += 1
+    assert not writer.storing
+    traffic.released.set()
+    storing.join()
+    assert writer.storing
+    database.close()
+
+
+def test_a_database_that_does_not_answer_keeps_no_process_from_ending(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The end waits for the last storing, but not for ever; what is lost is in the log."""
+    monkeypatch.setattr(writers, "_END_S", 0.01)
+    clock, database = Clock(), Database("sqlite://")
+    traffic = Hanging(clock)
+    writer = StatisticsWriter(database, _RETENTION, lambda: [traffic], 1000, clock)
+    writer.start()
+    assert traffic.reached.wait(60)
+    writer.close()
+    assert "the last statistics are lost" in caplog.text
+    traffic.released.set()
+    monkeypatch.setattr(writers, "_END_S", 60)
+    writer.close()
+    database.close()
+
+
 _VERSION_1 = """
 CREATE TABLE schema_version (version INTEGER NOT NULL);
 INSERT INTO schema_version VALUES (1);
