@@ -160,13 +160,13 @@ class TrafficStatistics:
         window = self._windows.pop(start)
         self._dropped_storage += window.sampled - window.stored[1]
 
-    def drop_before(self, start: int) -> None:
-        """Drops pending windows that begin earlier: their stored parts may have been merged into coarser ones by now."""
+    def drop_before(self, end: int) -> None:
+        """Drops pending windows that end earlier: their stored parts may have been merged into coarser ones by now."""
         with self._merging:
-            for each in [each for each in self._windows if each < start]:
-                self._drop(each)
-            for each in [each for each in self._channels if each < start - HOUR_S]:
-                del self._channels[each]
+            for start in [start for start in self._windows if start + self.window_s < end]:
+                self._drop(start)
+            for start in [start for start in self._channels if start + HOUR_S < end]:
+                del self._channels[start]
 
     def changed(self) -> list[StoredPart]:
         """The parts of windows that storage does not know yet, the oldest first."""

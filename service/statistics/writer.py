@@ -19,6 +19,7 @@ from service.statistics.traffic import TrafficStatistics
 _ROLL_UP_S = 60
 _SLOW_S = 5  # beyond three intervals: as long as one statement may take
 _END_S = 10  # for the last store; SQLite waits 5 s for a lock, and a statement of PostgreSQL takes 5 s at most
+_MARGIN_S = 60  # storing takes its time, and clocks of replicas differ
 _log = logging.getLogger("normscope")
 
 
@@ -104,8 +105,8 @@ class StatisticsWriter:
             self._database.migrate()
             self._migrated = True
         for traffic in self._traffic():
-            # older parts may have been merged into an hour meanwhile, where they could not be replaced
-            traffic.drop_before(int(self._clock()) - self._retention.windows_s)
+            # from their end + `windows_s` on, parts may have been merged into an hour, where they could not be replaced
+            traffic.drop_before(int(self._clock()) - self._retention.windows_s + _MARGIN_S)
             windows, channels = traffic.changed(), traffic.changed_channels()
             if windows or channels:
                 series = self._series_id(traffic.series)

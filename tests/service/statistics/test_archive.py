@@ -175,6 +175,50 @@ def test_merging_ends_when_the_process_does(database: Database) -> None:
     assert _lengths(database) == {HOUR_S: 3}
 
 
+@pytest.mark.parametrize("window_s", [60, 900, HOUR_S])
+def test_every_window_is_stored_to_its_end(database: Database, window_s: int) -> None:
+    """What is counted in the last second of a window is stored after its end, also where windows are kept no longer than one."""
+    clock = Clock()
+    retention = Retention.parse("1h,1d,30d")
+    traffic = TrafficStatistics(SERIES, window_s, clock)
+    writer = StatisticsWriter(database, retention, lambda: [traffic], 10, clock)
+    start, served = clock.now, 0
+    for window in range(1, 4):
+        for before_end in (window_s / 2, 12, 1):
+            clock.now = start + window * window_s - before_end
+            serve(traffic, 1, seed=served)
+            traffic.absorb()
+            served += 1
+            clock.now += 10
+            assert writer.store()
+    assert (traffic.waiting, traffic.dropped.storage) == (0, 0)
+    with database.reading() as connection:
+        assert connection.execute(select(func.sum(windows_table.c.requests))).scalar_one() == served
+
+
+@pytest.mark.parametrize("window_s", [1, 60, HOUR_S])
+@pytest.mark.parametrize(("late", "expected"), [(-61, 2), (-60, 2), (-59, 1), (0, 1), (1, 1), (90, 1)])
+def test_what_waited_too_long_is_not_counted_twice(database: Database, window_s: int, late: int, expected: int) -> None:
+    """What a part counted after it was stored comes too late once that may have been merged into an hour: then, and from a minute
+    before on, it is dropped, however far merging has come.
+    """
+    clock = Clock()
+    retention = Retention.parse("1h,1d,30d")
+    traffic = TrafficStatistics(SERIES, window_s, clock)
+    writer = StatisticsWriter(database, retention, lambda: [traffic], 10, clock)
+    clock.now += HOUR_S - 1
+    serve(traffic, 1, seed=0)
+    assert writer.store()
+    traffic.count(1)  # in the same window, the last of its hour
+    traffic.absorb()
+    clock.now += 1 + HOUR_S + late
+    roll_up(database, retention, clock.now)
+    assert writer.store()
+    with database.reading() as connection:
+        assert connection.execute(select(func.sum(windows_table.c.requests))).scalar_one() == expected
+    assert traffic.waiting == 0
+
+
 @pytest.mark.parametrize("text", ["", "1h", "6h,7d", "1m,7d,365d", "6h,1h,365d", "6h,7d,1d", "6h,7d,x", "0h,7d,365d"])
 def test_retention_that_makes_no_sense_is_refused(text: str) -> None:
     """Three durations, each not shorter than what it is merged from, or a message that shows one."""
