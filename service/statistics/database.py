@@ -31,13 +31,15 @@ from sqlalchemy import (
     select,
     text,
 )
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import ArgumentError, IntegrityError
 
 from service.statistics.series import Series
 
 _WAIT_S = 5  # for a lock, a connection or a statement
 _MIGRATION_LOCK = 7_203_114  # any number; the same in every replica
 _WRITES = "normscope_writes"
+_DRIVERS = ("sqlite", "postgres", "postgresql", "postgresql+psycopg")
+_REMEDY = "write postgresql://user:password@host/name or sqlite:////folder/file, or unset it"
 
 metadata = MetaData()
 version_table = Table("schema_version", metadata, Column("version", Integer, nullable=False))
@@ -82,6 +84,10 @@ MIGRATIONS: tuple[Callable[[Connection], None], ...] = (_create_tables,)
 """Migration i leads from version i to i + 1. A released one never changes; later ones alter what it made, by their own SQL."""
 
 
+class DatabaseUrlError(ValueError):
+    """The URL is none of a database that statistics can be stored in; the message never holds the URL, which has a password."""
+
+
 class NewerDatabaseError(RuntimeError):
     """The database was written by a later release."""
 
@@ -93,10 +99,14 @@ class Database:
         """`url` as SQLAlchemy takes it; `sqlite://` is memory.
 
         Raises:
-            ImportError: the driver is not installed.
-            sqlalchemy.exc.ArgumentError: it is no URL.
+            DatabaseUrlError: it is no URL of SQLite or PostgreSQL, or the driver is not installed.
         """
-        parsed = make_url(url)
+        try:
+            parsed = make_url(url)
+        except (ArgumentError, ValueError):  # the latter for a port that is no number
+            raise DatabaseUrlError(f"NORMSCOPE_DATABASE_URL is no URL; {_REMEDY}") from None
+        if parsed.drivername not in _DRIVERS:
+            raise DatabaseUrlError(f"NORMSCOPE_DATABASE_URL begins with {parsed.drivername!r}; {_REMEDY}")
         self._files: list[tuple[int, int] | None] = [None, None]  # which ones were migrated: the database and its log
         self.in_memory = parsed.get_backend_name() == "sqlite" and parsed.database in (None, "", ":memory:")
         self._engine = _sqlite(url, in_memory=self.in_memory) if parsed.get_backend_name() == "sqlite" else _postgresql(parsed)
@@ -215,8 +225,13 @@ class Database:
 
 
 def _postgresql(url: URL) -> Engine:
-    from service.statistics.postgresql import postgresql_engine  # noqa: PLC0415  # the driver may be missing
-
+    try:
+        from service.statistics.postgresql import postgresql_engine  # noqa: PLC0415  # the driver is an extra
+    except ImportError as error:
+        raise DatabaseUrlError(
+            "NORMSCOPE_DATABASE_URL names PostgreSQL, whose driver is missing or broken "
+            f"({error}); pip install 'normscope[postgres]', or unset it"
+        ) from error
     return postgresql_engine(url.set(drivername="postgresql+psycopg"), _WAIT_S)
 
 

@@ -28,8 +28,7 @@ class StatisticsStore:
     def __init__(self, settings: Settings, clock: Callable[[], float] = time.time) -> None:
         """
         Raises:
-            ImportError: the driver for `database_url` is not installed.
-            sqlalchemy.exc.ArgumentError: `database_url` is no URL.
+            DatabaseUrlError: `database_url` cannot be used, or its driver is not installed.
         """
         self._window_s, self._clock = settings.statistics_window_s, clock
         self.database = _open(settings)
