@@ -51,6 +51,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     Raises:
         ArtifactError: the model repository or an artifact in it is broken.
+        DatabaseUrlError: the setting `database_url` cannot be used.
     """
     store = StatisticsStore(settings)
     repository = Repository(settings, store.traffic_of)

@@ -131,7 +131,7 @@ class _Statistics(Collector):
         )
         samples = CounterMetricFamily(
             "normscope_statistics_dropped_samples",
-            "samples left out: backlog, faster than they could be merged; storage, not stored for too long",
+            "samples left out: backlog, faster than they could be merged; storage, not stored for too long; failed, not mergeable",
             labels=["model", "version", "reason"],
         )
         requests = CounterMetricFamily(
@@ -146,6 +146,7 @@ class _Statistics(Collector):
             waiting.add_metric(labels, windows)
             samples.add_metric([*labels, "backlog"], dropped.backlog)
             samples.add_metric([*labels, "storage"], dropped.storage)
+            samples.add_metric([*labels, "failed"], dropped.failed)
             requests.add_metric(labels, dropped.requests)
             channels.add_metric(labels, dropped.channels)
         return [storing, waiting, samples, requests, channels, *(self._layers() if self._patterns else [])]

@@ -23,6 +23,7 @@ from service.logs import configure_logging
 from service.protocol import BoundedProtocol, ConnectionLimits, ConnectionsState
 from service.settings import Settings, explain
 from service.state import State
+from service.statistics.database import DatabaseUrlError
 
 if TYPE_CHECKING:
     from service.grpc.server import GrpcServer
@@ -132,7 +133,7 @@ def serve() -> None:
     configure_logging(settings.log_level, settings.log_format)
     try:
         app = create_app(settings)
-    except ArtifactError as error:
+    except (ArtifactError, DatabaseUrlError) as error:
         sys.exit(f"cannot serve: {error}")
     try:
         server = Server(app)

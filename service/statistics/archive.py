@@ -1,6 +1,7 @@
 """Parts of windows in the database: written, read, merged into coarser windows, deleted."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Table, and_, delete, func, null, select
@@ -14,6 +15,7 @@ from service.statistics.sketches import Sketches
 from service.statistics.window import WindowMoments
 
 _NAMES = 500  # in one statement
+_log = logging.getLogger("normscope")
 
 
 def write_parts(connection: Connection, series: int, windows: Sequence[StoredPart], channels: Sequence[StoredPart]) -> None:
@@ -53,10 +55,12 @@ def _reaching(table: Table, series: int, since: float, until: float) -> ColumnEl
     return and_(c.series == series, c.start > since - DAY_S, c.start < until, c.start + c.seconds > since)
 
 
-def roll_up(database: Database, retention: Retention, now: float) -> None:
+def roll_up(database: Database, retention: Retention, now: float, stopping: Callable[[], bool] = lambda: False) -> None:
     """Merges old windows into hours, old hours into days, and deletes old days, one window in each transaction.
 
-    Several replicas may do so at once: each part is merged by one of them.
+    Ends between two transactions once it is `stopping`; the rest is left to the next time.
+
+    Several replicas may do so at once: each part is merged by one of them. A part that cannot be read is deleted, with a warning.
 
     Raises:
         sqlalchemy.exc.SQLAlchemyError: the database is full, locked or not there; what is done is done, the rest is as it was.
@@ -66,8 +70,11 @@ def roll_up(database: Database, retention: Retention, now: float) -> None:
     for series, sides, adds in known:
         for table in (windows_table, channels_table):
             for coarse_s, kept_s in ((HOUR_S, retention.windows_s), (DAY_S, retention.hours_s)):
-                while _merge_oldest(database, table, series, coarse_s, int(now - kept_s) // coarse_s * coarse_s, sides, adds):
+                before = int(now - kept_s) // coarse_s * coarse_s
+                while not stopping() and _merge_oldest(database, table, series, coarse_s, before, sides, adds):
                     pass
+            if stopping():
+                return
             with database.writing() as connection:
                 old = and_(table.c.series == series, table.c.start + table.c.seconds <= now - retention.days_s)
                 connection.execute(delete(table).where(old))
@@ -88,7 +95,25 @@ def _merge_oldest(database: Database, table: Table, series: int, coarse_s: int, 
             return True
         for part in parts:
             connection.execute(delete(table).where(_is(table, series, part)))
-        merged = _merged_windows(parts, sides, adds) if table is windows_table else _merged_channels(parts)
+
+        def merge(parts: Sequence[StoredPart]) -> dict[str, bytes]:
+            return _merged_windows(parts, sides, adds) if table is windows_table else _merged_channels(parts)
+
+        try:
+            merged = merge(parts)
+        except Exception:  # which one depends on where a part is broken
+            found, parts = len(parts), _readable(parts, merge)
+            _log.warning(
+                "%d of %d parts in table %s, series %d, from %d on, cannot be read and are deleted",
+                found - len(parts),
+                found,
+                table.name,
+                series,
+                start,
+            )
+            if not parts:
+                return True
+            merged = merge(parts)
         connection.execute(
             table.insert().values(
                 series=series,
@@ -101,6 +126,18 @@ def _merge_oldest(database: Database, table: Table, series: int, coarse_s: int, 
             )
         )
         return True
+
+
+def _readable(parts: Sequence[StoredPart], merge: Callable[[Sequence[StoredPart]], object]) -> list[StoredPart]:
+    """Those that can be read, and merged with the first that can."""
+    readable: list[StoredPart] = []
+    for part in parts:
+        try:
+            merge([*readable[:1], part])
+        except Exception:
+            continue
+        readable.append(part)
+    return readable
 
 
 def _merged_windows(parts: Sequence[StoredPart], sides: int, adds: int) -> dict[str, bytes]:

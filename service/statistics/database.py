@@ -4,6 +4,7 @@ Times are whole seconds since 1970 in UTC. A row of `windows` or `channels` is o
 """
 
 import json
+import os
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import (
+    URL,
     BigInteger,
     Column,
     Connection,
@@ -29,12 +31,15 @@ from sqlalchemy import (
     select,
     text,
 )
+from sqlalchemy.exc import ArgumentError, IntegrityError
 
 from service.statistics.series import Series
 
 _WAIT_S = 5  # for a lock, a connection or a statement
 _MIGRATION_LOCK = 7_203_114  # any number; the same in every replica
 _WRITES = "normscope_writes"
+_DRIVERS = ("sqlite", "postgres", "postgresql", "postgresql+psycopg")
+_REMEDY = "write postgresql://user:password@host/name or sqlite:////folder/file, or unset it"
 
 metadata = MetaData()
 version_table = Table("schema_version", metadata, Column("version", Integer, nullable=False))
@@ -89,6 +94,10 @@ MIGRATIONS: tuple[Callable[[Connection], None], ...] = (_create_tables, _add_sco
 """Migration i leads from version i to i + 1. A released one never changes; later ones alter what it made, by their own SQL."""
 
 
+class DatabaseUrlError(ValueError):
+    """The URL is none of a database that statistics can be stored in; the message never holds the URL, which has a password."""
+
+
 class NewerDatabaseError(RuntimeError):
     """The database was written by a later release."""
 
@@ -100,25 +109,17 @@ class Database:
         """`url` as SQLAlchemy takes it; `sqlite://` is memory.
 
         Raises:
-            ImportError: the driver is not installed.
-            sqlalchemy.exc.ArgumentError: it is no URL.
+            DatabaseUrlError: it is no URL of SQLite or PostgreSQL, or the driver is not installed.
         """
-        parsed = make_url(url)
-        if parsed.drivername in ("postgres", "postgresql"):
-            parsed = parsed.set(drivername="postgresql+psycopg")
+        try:
+            parsed = make_url(url)
+        except (ArgumentError, ValueError):  # the latter for a port that is no number
+            raise DatabaseUrlError(f"NORMSCOPE_DATABASE_URL is no URL; {_REMEDY}") from None
+        if parsed.drivername not in _DRIVERS:
+            raise DatabaseUrlError(f"NORMSCOPE_DATABASE_URL begins with {parsed.drivername!r}; {_REMEDY}")
+        self._files: list[tuple[int, int] | None] = [None, None]  # which ones were migrated: the database and its log
         self.in_memory = parsed.get_backend_name() == "sqlite" and parsed.database in (None, "", ":memory:")
-        self._engine = (
-            _sqlite(url, in_memory=self.in_memory)
-            if parsed.get_backend_name() == "sqlite"
-            else create_engine(
-                parsed,
-                pool_size=4,
-                max_overflow=4,
-                pool_timeout=_WAIT_S,
-                pool_pre_ping=True,
-                connect_args={"connect_timeout": _WAIT_S, "options": f"-c statement_timeout={_WAIT_S * 1000}"},
-            )
-        )
+        self._engine = _sqlite(url, in_memory=self.in_memory) if parsed.get_backend_name() == "sqlite" else _postgresql(parsed)
 
     @property
     def shared(self) -> bool:
@@ -173,6 +174,21 @@ class Database:
                 migrate(connection)
             if version < len(MIGRATIONS):
                 connection.execute(version_table.update().values(version=len(MIGRATIONS)))
+        if self._engine.dialect.name == "sqlite" and not self.in_memory:
+            self._files = [self._identity(""), self._identity("-wal")]
+
+    @property
+    def replaced(self) -> bool:
+        """Whether the SQLite file that was migrated is not there any more, or is another: what is written then is lost."""
+        return self._files[0] is not None and self._files[0] != self._identity("")
+
+    def _identity(self, ending: str) -> tuple[int, int] | None:
+        """Device and inode of the file or of one beside it; None where there is none. Open files keep theirs to themselves."""
+        try:
+            found = os.stat(f"{self._engine.url.database}{ending}")
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
 
     def series_id(self, connection: Connection, series: Series) -> int | None:
         """The number of a series; None if nothing of it was stored."""
@@ -183,8 +199,14 @@ class Database:
         """The number of a series, which is made known unless it is.
 
         Raises:
-            sqlalchemy.exc.SQLAlchemyError: the database cannot be written, or another replica did so at this moment.
+            sqlalchemy.exc.SQLAlchemyError: the database cannot be written.
         """
+        try:
+            return self._add_series(series)
+        except IntegrityError:  # another replica has just done so
+            return self._add_series(series)
+
+    def _add_series(self, series: Series) -> int:
         with self.writing() as connection:
             known = self.series_id(connection, series)
             if known is not None:
@@ -205,12 +227,27 @@ class Database:
 
     def forget_connections(self) -> None:
         """Opens new ones from now on: the file or the server may have been replaced."""
+        if self.replaced and self._files[1] == self._identity("-wal"):
+            for ending in ("-wal", "-shm"):  # left by the old file, they would be read into the new one
+                Path(f"{self._engine.url.database}{ending}").unlink(missing_ok=True)
+        self._files = [None, None]
         if not self.in_memory:
             self._engine.dispose()
 
     def close(self) -> None:
         """Ends all connections; what is in memory is gone."""
         self._engine.dispose()
+
+
+def _postgresql(url: URL) -> Engine:
+    try:
+        from service.statistics.postgresql import postgresql_engine  # noqa: PLC0415  # the driver is an extra
+    except ImportError as error:
+        raise DatabaseUrlError(
+            "NORMSCOPE_DATABASE_URL names PostgreSQL, whose driver is missing or broken "
+            f"({error}); pip install 'normscope[postgres]', or unset it"
+        ) from error
+    return postgresql_engine(url.set(drivername="postgresql+psycopg"), _WAIT_S)
 
 
 def _sqlite(url: str, *, in_memory: bool) -> Engine:

@@ -75,16 +75,20 @@ class PendingWindow:
         return self.stored != (self.requests, self.sampled)
 
     def add(self, batches: Sequence[BatchStatistics], ranks: ReferenceRanks | None = None) -> None:
-        """Takes in batches, at least one, and with `ranks` how they compare with the reference."""
-        self.moments = WindowMoments.merged([self.moments, *(WindowMoments.of(batch) for batch in batches)])
+        """Takes in batches, at least one, and with `ranks` how they compare with the reference.
+
+        Takes in none where one of them raises an exception.
+        """
         values = [request_values(batch) for batch in batches]
+        scores = None if ranks is None else WindowScores.of(ranks, np.concatenate(values))
+        # fails for all that the sketches would refuse, before anything has changed
+        self.moments = WindowMoments.merged([self.moments, *(WindowMoments.of(batch) for batch in batches)])
         for each in values:
             self.sketches.update(each)
             self.sampled += len(each)
-        if ranks is not None:
-            scores = WindowScores.of(ranks, np.concatenate(values))
+        if scores is not None:
             known = self.scores  # those of a reference that was replaced meanwhile do not mix
-            self.scores = known.merge(scores) if known is not None and known.fingerprint == ranks.fingerprint else scores
+            self.scores = known.merge(scores) if known is not None and known.fingerprint == scores.fingerprint else scores
 
     def to_stored(self, *, sketches: bool = True) -> StoredPart:
         """As it is stored; made once, however often storing it fails, until something is added."""

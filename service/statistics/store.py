@@ -28,8 +28,7 @@ class StatisticsStore:
     def __init__(self, settings: Settings, clock: Callable[[], float] = time.time) -> None:
         """
         Raises:
-            ImportError: the driver for `database_url` is not installed.
-            sqlalchemy.exc.ArgumentError: `database_url` is no URL.
+            DatabaseUrlError: `database_url` cannot be used, or its driver is not installed.
         """
         self._window_s, self._clock = settings.statistics_window_s, clock
         self.database = _open(settings)
@@ -78,7 +77,10 @@ class StatisticsStore:
             self._arrived.wait(_MERGE_S)
             self._arrived.clear()
             for traffic in self.traffic():
-                traffic.absorb()
+                try:
+                    traffic.absorb()
+                except Exception:  # the others are merged all the same, and this one next time
+                    _log.exception("statistics of model %s cannot be merged", traffic.series.model)
 
 
 def _open(settings: Settings) -> Database:

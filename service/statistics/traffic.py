@@ -4,10 +4,11 @@ Threads that run models only append. Another thread merges what has arrived into
 What waits for either is bounded; what no longer fits is dropped and counted.
 """
 
+import logging
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import NoReturn
 
@@ -26,6 +27,7 @@ _MAX_CHANNEL_HOURS = 3
 _BYTES_PER_GROUP = 2 * 7 * 8  # the fields of Moments, and what they were read from
 _CHANNELS_EVERY_S = 10  # a run that lists its channels costs more, in the run and in merging
 _SETTLED_S = 5  # after its end nothing is appended to a window any more
+_log = logging.getLogger("normscope")
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,10 @@ class Dropped:
     """Samples: because they came faster than they could be merged."""
     storage: int = 0
     """Samples: because the database could not take them for too long."""
+    failed: int = 0
+    """Samples: because they could not be merged; the log says why."""
     requests: int = 0
-    """Inputs that were served: likewise."""
+    """Inputs that were served: because the database could not take them for too long."""
     channels: int = 0
     """Samples whose channels were listed, in hours of channels: likewise."""
 
@@ -150,16 +154,31 @@ class TrafficStatistics:
                 window = self._windows[start] = PendingWindow(self.series, start, self.window_s)
             window.requests += served[start]
             if batches := by_window.get(start):
-                window.add(batches, self.ranks)
+                self._absorb_batches(window, batches)
         self._bound()
 
+    def _absorb_batches(self, window: PendingWindow, batches: Sequence[BatchStatistics]) -> None:
+        try:
+            window.add(batches, self.ranks)
+        except Exception:  # whatever is odd about a batch, the others count
+            if len(batches) > 1:
+                for batch in batches:
+                    self._absorb_batches(window, [batch])
+                return
+            if not self._dropped.failed:  # the counter tells of the others
+                _log.exception("a batch of model %s cannot be counted in the statistics", self.series.model)
+            self._dropped += Dropped(failed=len(batches[0]))
+
     def _absorb_channels(self, hour: int, batch: BatchStatistics) -> None:
-        moments = ChannelMoments.of(batch)
-        pending = self._channels.get(hour)
-        if pending is None:
-            self._channels[hour] = PendingChannels(hour, HOUR_S, moments, len(batch))
-        else:
-            pending.add(moments, len(batch))
+        try:
+            moments = ChannelMoments.of(batch)
+            pending = self._channels.get(hour)
+            if pending is None:
+                self._channels[hour] = PendingChannels(hour, HOUR_S, moments, len(batch))
+            else:
+                pending.add(moments, len(batch))
+        except Exception:
+            _log.exception("the channels of a batch of model %s cannot be counted in the statistics", self.series.model)
 
     def _bound(self) -> None:
         """Drops the oldest windows when too much waits; never the newest."""
@@ -179,13 +198,13 @@ class TrafficStatistics:
         hour = self._channels.pop(start)
         self._dropped += Dropped(channels=hour.sampled - hour.stored)
 
-    def drop_before(self, start: int) -> None:
-        """Drops pending windows that begin earlier: their stored parts may have been merged into coarser ones by now."""
+    def drop_before(self, end: int) -> None:
+        """Drops pending windows that end earlier: their stored parts may have been merged into coarser ones by now."""
         with self._merging:
-            for each in [each for each in self._windows if each < start]:
-                self._drop(each)
-            for each in [each for each in self._channels if each < start - HOUR_S]:
-                self._drop_channels(each)
+            for start in [start for start in self._windows if start + self.window_s < end]:
+                self._drop(start)
+            for start in [start for start in self._channels if start + HOUR_S < end]:
+                self._drop_channels(start)
 
     def changed(self) -> list[StoredPart]:
         """The parts of windows that storage does not know yet, the oldest first."""
@@ -217,6 +236,14 @@ class TrafficStatistics:
             for start, hour in list(self._channels.items()):
                 if start + HOUR_S <= settled and not hour.changed:
                     del self._channels[start]
+
+    def forget_stored(self) -> None:
+        """What was stored is gone: all that is pending is to be stored again."""
+        with self._merging:
+            for window in self._windows.values():
+                window.stored = (0, 0)
+            for channels in self._channels.values():
+                channels.stored = 0
 
     def pending(self, since: float, until: float, *, sketches: bool) -> list[StoredPart]:
         """The parts of this process that lie in [since, until], with all that was counted up to now."""

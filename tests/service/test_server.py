@@ -232,6 +232,12 @@ def test_a_second_signal_does_not_wait_for_a_run(small_repository: SmallReposito
         ({"NORMSCOPE_PORT": "many"}, "port"),
         ({"NORMSCOPE_MAX_INPUTS": "0"}, "max_inputs"),
         ({"NORMSCOPE_MODEL_REPOSITORY": "/nowhere"}, "/nowhere"),
+        ({"NORMSCOPE_DATABASE_URL": "secret"}, "NORMSCOPE_DATABASE_URL is no URL; write postgresql://"),
+        ({"NORMSCOPE_DATABASE_URL": "postgresql://me:secret@host:port/name"}, "NORMSCOPE_DATABASE_URL is no URL"),
+        (
+            {"NORMSCOPE_DATABASE_URL": "mysql://me:secret@host/name"},
+            "NORMSCOPE_DATABASE_URL begins with 'mysql'; write postgresql://",
+        ),
     ],
 )
 def test_wrong_settings_are_named(environment: dict[str, str], expected: str) -> None:
@@ -241,6 +247,19 @@ def test_wrong_settings_are_named(environment: dict[str, str], expected: str) ->
         assert started.returncode == 1
         assert expected in output
         assert "Traceback" not in output
+        assert "secret" not in output
+
+
+def test_a_missing_driver_is_named(tmp_path: Path) -> None:
+    """Without the extra, a URL of PostgreSQL ends the process with status 1 and a message that names setting and remedy."""
+    (tmp_path / "psycopg.py").write_text("raise ModuleNotFoundError('No module named psycopg', name='psycopg')")
+    with process(NORMSCOPE_DATABASE_URL="postgresql://me:secret@host/name", PYTHONPATH=str(tmp_path)) as started:
+        output, _ = started.communicate(timeout=60)
+        assert started.returncode == 1
+        assert "NORMSCOPE_DATABASE_URL" in output
+        assert "pip install 'normscope[postgres]'" in output
+        assert "Traceback" not in output
+        assert "secret" not in output
 
 
 def test_help_lists_every_setting() -> None:

@@ -3,9 +3,11 @@
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote
 
@@ -28,7 +30,20 @@ class Postgresql:
         self._user = next(user for user in _USERS if _known(user)) if os.geteuid() == 0 else None
         if self._user:
             shutil.chown(self._folder, self._user)
-        self._run("initdb", "--pgdata", "data", "--username", "postgres", "--auth", "trust", "--no-sync", "--encoding", "UTF8")
+        self._run(
+            "initdb",
+            "--pgdata",
+            "data",
+            "--username",
+            "postgres",
+            "--auth",
+            "trust",
+            "--no-sync",
+            "--encoding",
+            "UTF8",
+            "--locale",
+            "C",
+        )
         self.url = f"postgresql://postgres@/postgres?host={quote(str(self._folder), safe='')}"
 
     def start(self) -> None:
@@ -39,6 +54,21 @@ class Postgresql:
     def stop(self) -> None:
         """As a server that is gone: connections break."""
         self._run("pg_ctl", "--pgdata", "data", "--wait", "--mode", "immediate", "stop")
+
+    def freeze(self) -> None:
+        """Stops all its processes where they are: connections stay, and nothing is answered."""
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """They go on."""
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        first = int((self._folder / "data" / "postmaster.pid").read_text().split()[0])
+        children = Path(f"/proc/{first}/task/{first}/children").read_text().split()
+        for process in (first, *map(int, children)):
+            with suppress(ProcessLookupError):  # one that has just ended
+                os.kill(process, number)
 
     def remove(self) -> None:
         """Stops it if it runs, and deletes the folder."""

@@ -1,10 +1,11 @@
 """Windows in a database: found again, merged into hours and days, deleted, and never counted twice."""
 
 from collections.abc import Iterator
+from itertools import chain, repeat
 
 import numpy as np
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import Table, func, select
 
 from models.statistics.drift import ReferenceRanks, WindowScores
 from models.statistics.request_values import request_values
@@ -152,6 +153,100 @@ def test_parts_of_several_processes_add_up(database: Database) -> None:
     for service in services:
         assert service.writer.store()
         assert service.history.read(service.traffic, start, start + HOUR_S).sampled == 15
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "broken"),
+    [
+        (windows_table, "moments", b"short"),
+        (windows_table, "moments", b""),
+        (windows_table, "sketches", b"\xff" * 100),
+        (channels_table, "moments", b"not compressed"),
+    ],
+)
+def test_a_row_that_cannot_be_read_is_deleted(
+    database: Database, caplog: pytest.LogCaptureFixture, table: Table, column: str, broken: bytes
+) -> None:
+    """Found when it is to be merged, a warning names its place; the rows beside it are merged, and storing goes on."""
+    clock = Clock()
+    services = [Service(database, clock) for _ in range(2)]
+    start = clock.now
+    for service in services:
+        serve(service.traffic, 2, seed=0)
+        assert service.writer.store()
+    with database.writing() as connection:
+        part = connection.execute(select(func.min(table.c.part))).scalar_one()
+        connection.execute(table.update().where(table.c.part == part).values({column: broken}))
+    coarse_s = HOUR_S if table is windows_table else DAY_S
+    clock.now += 5 * coarse_s
+    assert services[0].writer.store()
+    first = int(start) // coarse_s * coarse_s
+    assert f"1 of 2 parts in table {table.name}, series 1, from {first} on, cannot be read" in caplog.text
+    with database.reading() as connection:
+        c = table.c
+        assert connection.execute(select(c.seconds, c.sampled).where(c.series == 1)).all() == [(coarse_s, 2)]
+    serve(services[0].traffic, 1, seed=1)
+    assert services[0].writer.store()
+    assert services[0].traffic.waiting == 0
+
+
+def test_merging_ends_when_the_process_does(database: Database) -> None:
+    """Between two windows it looks whether it is to stop; the next time it goes on from there."""
+    clock = Clock()
+    service = Service(database, clock)
+    for _ in range(5):
+        serve(service.traffic, 1, seed=0)
+        assert service.writer.store()
+        clock.now += HOUR_S / 2
+    looks = chain([False, False], repeat(True))
+    roll_up(database, _RETENTION, clock.now + DAY_S, lambda: next(looks))
+    assert _lengths(database) == {HOUR_S: 2, 60: 1}
+    roll_up(database, _RETENTION, clock.now + DAY_S)
+    assert _lengths(database) == {HOUR_S: 3}
+
+
+@pytest.mark.parametrize("window_s", [60, 900, HOUR_S])
+def test_every_window_is_stored_to_its_end(database: Database, window_s: int) -> None:
+    """What is counted in the last second of a window is stored after its end, also where windows are kept no longer than one."""
+    clock = Clock()
+    retention = Retention.parse("1h,1d,30d")
+    traffic = TrafficStatistics(SERIES, window_s, clock)
+    writer = StatisticsWriter(database, retention, lambda: [traffic], 10, clock)
+    start, served = clock.now, 0
+    for window in range(1, 4):
+        for before_end in (window_s / 2, 12, 1):
+            clock.now = start + window * window_s - before_end
+            serve(traffic, 1, seed=served)
+            traffic.absorb()
+            served += 1
+            clock.now += 10
+            assert writer.store()
+    assert (traffic.waiting, traffic.dropped.storage) == (0, 0)
+    with database.reading() as connection:
+        assert connection.execute(select(func.sum(windows_table.c.requests))).scalar_one() == served
+
+
+@pytest.mark.parametrize("window_s", [1, 60, HOUR_S])
+@pytest.mark.parametrize(("late", "expected"), [(-61, 2), (-60, 2), (-59, 1), (0, 1), (1, 1), (90, 1)])
+def test_what_waited_too_long_is_not_counted_twice(database: Database, window_s: int, late: int, expected: int) -> None:
+    """What a part counted after it was stored comes too late once that may have been merged into an hour: then, and from a minute
+    before on, it is dropped, however far merging has come.
+    """
+    clock = Clock()
+    retention = Retention.parse("1h,1d,30d")
+    traffic = TrafficStatistics(SERIES, window_s, clock)
+    writer = StatisticsWriter(database, retention, lambda: [traffic], 10, clock)
+    clock.now += HOUR_S - 1
+    serve(traffic, 1, seed=0)
+    assert writer.store()
+    traffic.count(1)  # in the same window, the last of its hour
+    traffic.absorb()
+    clock.now += 1 + HOUR_S + late
+    roll_up(database, retention, clock.now)
+    assert writer.store()
+    with database.reading() as connection:
+        assert connection.execute(select(func.sum(windows_table.c.requests))).scalar_one() == expected
+    assert traffic.waiting == 0
 
 
 @pytest.mark.parametrize("text", ["", "1h", "6h,7d", "1m,7d,365d", "6h,1h,365d", "6h,7d,1d", "6h,7d,x", "0h,7d,365d"])

@@ -3,13 +3,16 @@
 import itertools
 import json
 import threading
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 
+import httpx
 import numpy as np
 import pytest
-from sqlalchemy import text
+from sqlalchemy import Connection, Engine, event, text
 
 from service.settings import Settings
+from service.statistics import database as databases
 from service.statistics.archive import roll_up
 from service.statistics.database import MIGRATIONS, Database
 from service.statistics.history import History
@@ -153,6 +156,133 @@ def test_a_server_that_is_gone_is_waited_for(server: Postgresql, replicas: list[
     period = replica.history.read(replica.traffic, start, clock.now + 60)
     assert (period.requests, period.complete) == (4, True)
     assert replica.traffic.dropped.storage == 0
+
+
+@pytest.mark.parametrize("moment", ["DELETE 1", "INSERT 1", "INSERT 2", "INSERT 3", "commit"])
+def test_a_connection_that_is_killed_amid_storing_costs_nothing(replicas: list[Replica], clock: Clock, moment: str) -> None:
+    """Its backend is ended by the administrator before a statement of the transaction or before its end: the attempt fails as
+    a whole, the next one stores all, and nothing is counted twice.
+    """
+    replica, other = replicas
+    alone = TrafficStatistics(SERIES, 60, clock)
+    start = clock.now
+    counts: Counter[str] = Counter()
+    killed: list[int] = []
+
+    def count(requests: int, seed: int) -> None:
+        for traffic in (replica.traffic, alone):
+            serve(traffic, requests, seed)
+
+    def kill(pid: int) -> None:
+        with other.database.reading() as connection:
+            connection.execute(text("SELECT pg_terminate_backend(:pid)"), {"pid": pid})
+        left = text("SELECT count(*) FROM pg_stat_activity WHERE pid = :pid")
+        while True:
+            with other.database.reading() as connection:  # each sees a state of its own
+                if not connection.execute(left, {"pid": pid}).scalar_one():
+                    return
+
+    def reach(what: str, connection: Connection) -> None:
+        if what == moment and not killed:
+            pid = connection.connection.driver_connection.info.backend_pid  # type: ignore[union-attr]
+            killed.append(pid)
+            _at_once(lambda: kill(pid))
+
+    def before_statement(connection: Connection, cursor: object, statement: str, *rest: object) -> None:
+        word = statement.split(maxsplit=1)[0]
+        counts[word] += 1
+        reach(f"{word} {counts[word]}", connection)
+
+    count(2, seed=0)
+    assert replica.writer.store()
+    count(3, seed=1)  # the stored part grows
+    clock.now += 60
+    count(4, seed=2)
+    listeners: list[tuple[str, Callable[..., None]]] = [
+        ("before_cursor_execute", before_statement),
+        ("commit", lambda connection: reach("commit", connection)),
+    ]
+    for name, listener in listeners:
+        event.listen(Engine, name, listener)
+    try:
+        assert not replica.writer.store()
+        assert len(killed) == 1
+        assert replica.writer.store()
+    finally:
+        for name, listener in listeners:
+            event.remove(Engine, name, listener)
+    assert replica.traffic.waiting == 0
+    for reader in replicas:
+        period = reader.history.read(reader.traffic, start, start + 120)
+        assert (period.requests, period.sampled, period.complete) == (9, 9, True)
+    expected = alone.pending(start, start + 120, sketches=False)
+    stored = other.history.read(other.traffic, start, start + 120).parts
+    assert [part.moments for part in stored] == [part.moments for part in expected]
+
+
+@pytest.fixture
+def frozen(server: Postgresql) -> Iterator[Callable[[], None]]:
+    """Freezes the server; it thaws at the end of the test at the latest."""
+    yield server.freeze
+    server.thaw()
+
+
+def test_a_server_that_does_not_answer_is_given_up(
+    server: Postgresql, url: str, clock: Clock, monkeypatch: pytest.MonkeyPatch, frozen: Callable[[], None]
+) -> None:
+    """Where it is there but does nothing, storing and reading fail instead of waiting on; all is stored once it goes on."""
+    monkeypatch.setattr(databases, "_WAIT_S", 0.3)
+    replica = Replica(url, clock)
+    start = clock.now
+    serve(replica.traffic, 1, seed=0)
+    assert replica.writer.store()
+    frozen()
+    for minute in range(1, 3):
+        clock.now = start + 60 * minute
+        serve(replica.traffic, 1, seed=minute)
+        assert not replica.writer.store()
+    assert not replica.history.read(replica.traffic, start, clock.now + 60).complete
+    server.thaw()
+    assert replica.writer.store()
+    period = replica.history.read(replica.traffic, start, clock.now + 60)
+    assert (period.requests, period.complete, replica.traffic.dropped.storage) == (3, True, 0)
+    replica.database.close()
+
+
+def test_a_service_goes_on_while_its_server_does_not_answer(
+    server: Postgresql,
+    url: str,
+    small_repository: SmallRepository,
+    monkeypatch: pytest.MonkeyPatch,
+    frozen: Callable[[], None],
+) -> None:
+    """Predictions are answered, the metric shows that nothing is stored, then that it is again; nothing is lost. Where the
+    server never goes on, the service ends all the same.
+    """
+    monkeypatch.setattr(databases, "_WAIT_S", 0.3)
+    settings = Settings.model_validate(
+        {"model_repository": small_repository.folder, "statistics_sample": 1, "database_url": url, "statistics_flush_s": 0.1}
+    )
+
+    def ask(client: httpx.Client) -> None:
+        client.post("/v1/models/text/predict", json={"inputs": SENTENCES[0]}).raise_for_status()
+
+    def wait_until_storing(client: httpx.Client, expected: float) -> None:
+        while f"normscope_statistics_storing {expected}" not in client.get("/metrics").text:
+            pass
+
+    with running_server(settings) as client:
+        ask(client)
+        wait_until_storing(client, 1.0)
+        frozen()
+        wait_until_storing(client, 0.0)
+        ask(client)
+        server.thaw()
+        wait_until_storing(client, 1.0)
+        answer = client.get("/v1/models/text/statistics").json()
+        assert (answer["requests"], answer["complete"]) == (2, True)
+        frozen()
+        ask(client)
 
 
 def test_two_services_share_one_database(url: str, small_repository: SmallRepository) -> None:

@@ -4,18 +4,25 @@ import logging
 import sqlite3
 import threading
 from collections.abc import Iterator
+from contextlib import closing, nullcontext
 from pathlib import Path
 
+import numpy as np
 import pytest
-from sqlalchemy import Engine, event
+from sqlalchemy import Engine, event, select
 
+from models.statistics.layers import BatchReducer, RunOutputs, SideLayout
+from service.settings import Settings
 from service.statistics import database as databases
-from service.statistics.database import MIGRATIONS, Database
+from service.statistics import writer as writers
+from service.statistics.database import MIGRATIONS, Database, windows_table
 from service.statistics.history import History
-from service.statistics.retention import Retention
+from service.statistics.pending import StoredPart
+from service.statistics.retention import HOUR_S, Retention
+from service.statistics.store import StatisticsStore
 from service.statistics.traffic import TrafficStatistics
 from service.statistics.writer import StatisticsWriter
-from tests.service.statistics.made import SERIES, Clock, serve
+from tests.service.statistics.made import LAYOUT, SERIES, Clock, activations, serve
 
 _RETENTION = Retention.parse("6h,7d,365d")
 
@@ -102,18 +109,11 @@ def test_a_full_disk_is_waited_for(tmp_path: Path) -> None:
 
 
 def test_a_database_that_is_gone_is_made_again(service: Service, tmp_path: Path) -> None:
-    """Deleted while the service runs, the file is made anew; replaced by something else, it is left alone and waited for."""
+    """Replaced by something that is no database, the file is left alone and waited for; once that is gone it is made again."""
     service.serve()
     assert service.writer.store()
-    for file in tmp_path.iterdir():
-        file.unlink()
-    service.serve()
-    while not service.writer.store():
-        pass
+    (tmp_path / "statistics.sqlite").unlink()
     (tmp_path / "statistics.sqlite").write_bytes(b"no database" * 1000)
-    for file in (tmp_path / "statistics.sqlite-wal", tmp_path / "statistics.sqlite-shm"):
-        file.unlink(missing_ok=True)
-    service.database.forget_connections()
     service.serve()
     assert not service.writer.store()
     assert (tmp_path / "statistics.sqlite").read_bytes() == b"no database" * 1000
@@ -121,6 +121,56 @@ def test_a_database_that_is_gone_is_made_again(service: Service, tmp_path: Path)
     (tmp_path / "statistics.sqlite").unlink()
     assert service.writer.store()
     assert service.history.read(service.traffic, service.clock.now - 600, service.clock.now + 60).complete
+
+
+@pytest.mark.parametrize("endings", [("",), ("", "-wal"), ("", "-wal", "-shm")])
+@pytest.mark.parametrize("reading", [False, True])
+def test_a_deleted_file_is_made_again(
+    service: Service, tmp_path: Path, caplog: pytest.LogCaptureFixture, endings: tuple[str, ...], reading: bool
+) -> None:
+    """Deleted while the service runs and even while somebody reads it, the file is there again after the next storing, sound,
+    with all windows that are still in memory, and grows; a warning says so once.
+    """
+    path = tmp_path / "statistics.sqlite"
+    service.serve(3)
+    assert service.writer.store()  # the first minute ended some time ago and is not in memory any more
+    with service.database.reading() if reading else nullcontext() as connection:
+        if connection is not None:
+            connection.execute(select(windows_table.c.start)).all()
+        for ending in endings:
+            path.with_name(path.name + ending).unlink()
+        assert service.writer.store()
+        assert _sampled_in(path) == 2
+        service.serve(2)
+        assert service.writer.store()
+        assert _sampled_in(path) == 4
+    service.serve()
+    assert service.writer.store()
+    assert _sampled_in(path) == service.sampled() == 5
+    assert caplog.text.count("deleted or replaced") == 1
+    assert service.traffic.dropped.storage == 0
+
+
+def test_a_file_that_was_put_in_place_of_another_is_used(service: Service, tmp_path: Path) -> None:
+    """A backup that is moved to the place of the file while the service runs is read and added to from then on."""
+    path, backup = tmp_path / "statistics.sqlite", Service(tmp_path / "backup.sqlite")
+    backup.clock.now -= HOUR_S
+    backup.serve(7)
+    assert backup.writer.store()
+    backup.database.close()
+    service.serve(3)
+    assert service.writer.store()
+    (tmp_path / "backup.sqlite").replace(path)
+    service.serve()
+    assert service.writer.store()
+    assert _sampled_in(path) == service.sampled() == 10  # of the backup, of two minutes that were in memory, and the new one
+
+
+def _sampled_in(path: Path) -> int:
+    """As another program reads the file, which is sound."""
+    with closing(sqlite3.connect(path)) as other:
+        assert other.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        return int(other.execute("SELECT sum(sampled) FROM windows").fetchone()[0])
 
 
 def test_what_waits_is_bounded_and_counted(service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,6 +249,151 @@ def test_channels_are_taken_from_one_batch_in_ten_seconds() -> None:
         serve(traffic, 1, second)
     (hour,) = traffic.pending_channels(0, 4e9)
     assert (hour.sampled, hour.seconds) == (6, 3600)
+
+
+def test_an_odd_batch_is_left_out_and_counted(caplog: pytest.LogCaptureFixture) -> None:
+    """A batch of other layers than those of the model is logged once and counted each time; the batches around it count."""
+    traffic = TrafficStatistics(SERIES, 60, Clock())
+    tensors = activations(2, seed=0)
+    odd = BatchReducer(SideLayout(LAYOUT.layers[:1])).reduce(RunOutputs(tensors), {"input": tensors["a"]})
+    for seed in range(3):
+        serve(traffic, 1, seed)
+        traffic.count(2)
+        traffic.add(odd)
+    (part,) = traffic.pending(0, 4e9, sketches=False)
+    assert (part.requests, part.sampled) == (9, 3)
+    assert (traffic.dropped.failed, traffic.dropped.backlog, traffic.dropped.storage) == (6, 0, 0)
+    assert caplog.text.count("cannot be counted") == 1
+    alone = TrafficStatistics(SERIES, 60, Clock())
+    for seed in range(3):
+        serve(alone, 1, seed)
+    (expected,) = alone.pending(0, 4e9, sketches=False)
+    np.testing.assert_allclose(np.frombuffer(part.moments), np.frombuffer(expected.moments), rtol=1e-12)
+
+
+class Failing(TrafficStatistics):
+    """Fails at the first attempts to merge, in a way that nobody thought of: without even a message."""
+
+    def __init__(self, failures: int) -> None:
+        super().__init__(SERIES, 60, Clock())
+        self.left, self.merged = failures, threading.Event()
+
+    def absorb(self) -> None:
+        if self.left:
+            self.left -= 1
+            raise LookupError
+        super().absorb()
+        self.merged.set()
+
+    def changed(self) -> list[StoredPart]:
+        self.absorb()
+        return super().changed()
+
+
+def test_no_exception_ends_the_thread_that_stores(caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever is raised while storing is logged with its traceback, shown as not storing, and storing is tried again."""
+    traffic, database = Failing(2), Database("sqlite://")
+    states: list[bool] = []
+
+    def all_traffic() -> list[TrafficStatistics]:
+        states.append(writer.storing)
+        return [traffic]
+
+    writer = StatisticsWriter(database, _RETENTION, all_traffic, 0.001, Clock())
+    serve(traffic, 1, seed=0)
+    writer.start()
+    assert traffic.merged.wait(30)
+    writer.close()
+    assert writer.storing
+    assert states[:4] == [True, False, False, True]
+    assert traffic.waiting == 0
+    assert "statistics cannot be stored (LookupError)" in caplog.text
+    assert "Traceback" in caplog.text
+    database.close()
+
+
+def test_no_exception_ends_the_thread_that_merges(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cannot be merged now is logged, and merging goes on."""
+    monkeypatch.setattr("service.statistics.store._MERGE_S", 0.001)
+    traffic = Failing(2)
+    monkeypatch.setattr(StatisticsStore, "traffic", lambda store: [traffic])
+    store = StatisticsStore(Settings(statistics_flush_s=1000))
+    store.start()
+    assert traffic.merged.wait(30)
+    store.close()
+    assert "statistics of model made cannot be merged" in caplog.text
+
+
+def test_what_fails_to_merge_old_windows_stops_no_storing(
+    service: Service, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """While old windows cannot be merged new ones are stored, and a warning says so; merging is tried again a minute later."""
+    working = writers.roll_up
+
+    def broken(*arguments: object) -> None:
+        raise ValueError("")
+
+    monkeypatch.setattr(writers, "roll_up", broken)
+    for _ in range(3):
+        service.serve()
+        assert service.writer.store()
+    assert service.writer.storing
+    assert service.traffic.waiting == 0
+    assert caplog.text.count("old statistics cannot be merged (ValueError)") == 3
+    monkeypatch.setattr(writers, "roll_up", working)
+    service.clock.now += 8 * HOUR_S
+    assert service.writer.store()
+    period = service.history.read(service.traffic, service.clock.now - 86_400, service.clock.now)
+    assert (period.sampled, [part.seconds for part in period.parts]) == (3, [HOUR_S])
+
+
+class Hanging(TrafficStatistics):
+    """Storing it takes as long as the test wants, as if the database did not answer."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__(SERIES, 60, clock)
+        self.reached, self.released = threading.Event(), threading.Event()
+
+    def changed(self) -> list[StoredPart]:
+        self.reached.set()
+        assert self.released.wait(60)
+        return super().changed()
+
+
+def test_storing_that_takes_too_long_is_shown() -> None:
+    """From three intervals and 5 s on an attempt that has not ended counts as one that failed, until it ends."""
+    clock, database = Clock(), Database("sqlite://")
+    traffic = Hanging(clock)
+    writer = StatisticsWriter(database, _RETENTION, lambda: [traffic], 10, clock)
+    storing = threading.Thread(target=writer.store)
+    storing.start()
+    assert traffic.reached.wait(60)
+    clock.now += 35
+    assert writer.storing
+    clock.now += 1
+    assert not writer.storing
+    traffic.released.set()
+    storing.join()
+    assert writer.storing
+    database.close()
+
+
+def test_a_database_that_does_not_answer_keeps_no_process_from_ending(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The end waits for the last storing, but not for ever; what is lost is in the log."""
+    monkeypatch.setattr(writers, "_END_S", 0.01)
+    clock, database = Clock(), Database("sqlite://")
+    traffic = Hanging(clock)
+    writer = StatisticsWriter(database, _RETENTION, lambda: [traffic], 1000, clock)
+    writer.start()
+    assert traffic.reached.wait(60)
+    writer.close()
+    assert "the last statistics are lost" in caplog.text
+    traffic.released.set()
+    monkeypatch.setattr(writers, "_END_S", 60)
+    writer.close()
+    database.close()
 
 
 _VERSION_1 = """
