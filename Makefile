@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 ARCHIVE_RESNET50 ?=
 ARCHIVE_ENCODER ?=
 
-.PHONY: serve test test-zoo check format train bench bench-int8 bench-loop bench-quota bench-statistics bench-drift bench-peers clean help
+.PHONY: serve test test-zoo check format train bench bench-int8 bench-loop bench-quota bench-statistics bench-drift bench-sampling bench-memory bench-peers clean help
 
 help:            ## list the commands
 	@grep -E '^[a-z0-9-]+: .*##' Makefile | sed -E 's/:.*##/\t/'
@@ -55,12 +55,18 @@ train: $(VENV)/test.stamp        ## train both models (hours on a CPU) and write
 	$(BIN)/python -m models export resnet50 --run runs/resnet50 $(if $(ARCHIVE_RESNET50),--archive $(ARCHIVE_RESNET50))
 	$(BIN)/python -m models reference resnet50 $(if $(ARCHIVE_RESNET50),--data $(ARCHIVE_RESNET50))
 
-bench: $(VENV)/test.stamp service/statistics/observe.so  ## print the table of speeds
+bench: $(VENV)/test.stamp service/statistics/observe.so  ## print what the statistics cost
 	$(BIN)/python -m tests.benchmarks.overhead
 
 bench-statistics: $(VENV)/test.stamp service/statistics/observe.so  ## print what storing statistics costs under load (needs wrk), and how long queries take
 	$(BIN)/python -m tests.benchmarks.storing
 	$(BIN)/python -m tests.benchmarks.query
+
+bench-sampling: $(VENV)/test.stamp service/statistics/observe.so  ## print what counting a share of the traffic costs (minutes; needs wrk)
+	$(BIN)/python -m tests.benchmarks.sampling
+
+bench-memory: $(VENV)/test.stamp service/statistics/observe.so  ## print how much memory the probes take (minutes)
+	$(BIN)/python -m tests.benchmarks.memory
 
 INT8 := .bench/int8/resnet50/1-int8
 $(INT8)/manifest.json: $(VENV)/test.stamp models/quantization.py models/artifacts/resnet50/1/manifest.json

@@ -29,9 +29,8 @@ DOMAIN = "normscope"
 SUMMARY, WANTED = "normscope.summary", "normscope.channels_wanted"
 """Output float64 (N, sum over observers of 7 * rows + 2); and input bool (1), whether the outputs `channels_output` are filled."""
 FIELDS = 7
-"""Numbers of a row: count, mean, m2, minimum, maximum, zeros, nonfinite. An observer's last two are dot product and channels."""
-LISTED = 6
-"""Numbers of a channel: mean, std, minimum, maximum, zeros, nonfinite."""
+"""Numbers of a row, and of a channel: count, mean, m2, minimum, maximum, zeros, nonfinite. After the rows of an observer come its dot
+product and number of channels."""
 CHANNELS_FIRST, CHANNELS_LAST, BLOCKED = 0, 1, 2
 
 _HALF = {TensorProto.FLOAT16, TensorProto.BFLOAT16}
@@ -86,7 +85,7 @@ def add_observers(model: onnx.ModelProto, reductions: Sequence[Reduction], pairs
 
 
 def channels_output(i: int) -> str:
-    """The output float32 (N, rows * 6 * C) of observer i: what it sees of each channel, if that is wanted."""
+    """The output float64 (N, rows * 7 * C) of observer i: what it sees of each channel, if that is wanted."""
     return f"{DOMAIN}.{i}.channels"
 
 
@@ -161,7 +160,7 @@ class _Builder:
         graph.node.append(helper.make_node("Concat", parts, [SUMMARY], name=SUMMARY, axis=1))
         graph.output.append(helper.make_tensor_value_info(SUMMARY, TensorProto.DOUBLE, None))
         for i in range(len(self.observers)):
-            graph.output.append(helper.make_tensor_value_info(channels_output(i), TensorProto.FLOAT, None))
+            graph.output.append(helper.make_tensor_value_info(channels_output(i), TensorProto.DOUBLE, None))
         self._model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
         place_observers(self._model)
 

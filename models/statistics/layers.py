@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.artifact import Layer
-from models.instrument.observers import FIELDS, LISTED, Observer, Pair, Reduction
+from models.instrument.observers import FIELDS, Observer, Pair, Reduction
 from models.statistics.moments import Activations, Floats, Moments, channel_moments, sample_dot
 
 _RESIDUAL_ADD = "residual_add"
@@ -71,12 +71,12 @@ class RunOutputs:
     Attributes:
         tensors: name -> activation (N, ...) of every tensor that no observer reduces.
         summary: float64 (N, ...), the numbers of the observers; None without any.
-        channels: of each observer float32 (N, ...), its numbers by channel; empty where they were not asked for.
+        channels: of each observer float64 (N, ...), its numbers by channel; empty where they were not asked for.
     """
 
     tensors: Mapping[str, Activations]
     summary: Floats | None = None
-    channels: Sequence[NDArray[np.float32]] = ()
+    channels: Sequence[Floats] = ()
 
 
 @dataclass(frozen=True)
@@ -106,10 +106,11 @@ class BatchStatistics:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where an observer's numbers of one reduction are: from `start` in the summary; in row `row` of those by channel."""
+    """Where an observer's numbers of one reduction are: from `start` in the summary; in row `row` of `rows` in those by channel."""
 
     observer: int
     row: int
+    rows: int
     start: int
 
 
@@ -118,13 +119,12 @@ class BatchReducer:
 
     def __init__(self, layout: SideLayout, observers: Sequence[Observer] = ()) -> None:
         self._layout = layout
-        self._rows = [len(observer.rows) for observer in observers]
         places: dict[Reduction, _Place] = {}
         dots: dict[Pair, int] = {}
         end = 0
         for i, observer in enumerate(observers):
             for row, reduction in enumerate(observer.rows):
-                places.setdefault(reduction, _Place(i, row, end))
+                places.setdefault(reduction, _Place(i, row, len(observer.rows), end))
                 end += FIELDS
             if observer.pair:
                 dots[observer.pair] = end
@@ -166,7 +166,7 @@ class BatchReducer:
                 dots[:, i] = sample_dot(x, f, masks[pair.identity.mask] if pair.identity.mask else None)
         ratio, cosine = self._relate(numbers, dots)
         pooled = Moments(*numbers.swapaxes(0, 1))
-        channels = _Channels(self._layout, self._places, self._rows, others, outputs.summary, outputs.channels)
+        channels = _Channels(self._layout, self._places, others, outputs.channels)
         return BatchStatistics(self._layout, pooled, ratio, cosine, channels.of)
 
     def _reduce_tensors(
@@ -196,20 +196,12 @@ class BatchReducer:
 
 
 class _Channels:
-    """The moments by channel of one batch, made of what the run handed out when somebody reads them; holds no activations."""
+    """The moments by channel of one batch, views of what the run handed out; holds no activations."""
 
     def __init__(
-        self,
-        layout: SideLayout,
-        places: Sequence[_Place | None],
-        rows: Sequence[int],
-        others: Mapping[int, Moments],
-        summary: Floats | None,
-        listed: Sequence[NDArray[np.float32]],
+        self, layout: SideLayout, places: Sequence[_Place | None], others: Mapping[int, Moments], listed: Sequence[Floats]
     ) -> None:
-        self._layout, self._places, self._rows, self._others = layout, places, rows, others
-        self._summary, self._listed = summary, listed
-        self._read: dict[int, list[Moments]] = {}
+        self._layout, self._places, self._others, self._listed = layout, places, others, listed
 
     def of(self, row: int) -> Moments:
         """Moments (N, C) of a row of the layout."""
@@ -217,20 +209,8 @@ class _Channels:
         place = self._places[reduction]
         if place is None:
             return self._others[reduction]
-        if place.observer not in self._read:
-            self._read[place.observer] = self._of_observer(place)
-        return self._read[place.observer][place.row]
-
-    def _of_observer(self, place: _Place) -> list[Moments]:
-        """Of all rows of an observer, in one go."""
-        assert self._summary is not None  # observed
         values = self._listed[place.observer]
-        n, rows = len(values), self._rows[place.observer]
-        listed = values.reshape(n, rows, LISTED, -1).transpose(1, 2, 0, 3).astype(np.float64)
-        count = np.repeat(self._summary[:, place.start, None] / listed.shape[3], listed.shape[3], axis=1)
-        m2 = np.square(listed[:, 1], out=listed[:, 1])
-        m2 *= count
-        return [Moments(count, *each) for each in listed]
+        return Moments(*values.reshape(len(values), place.rows, FIELDS, -1)[:, place.row].swapaxes(0, 1))
 
 
 def summary(moments: Moments, row: int | tuple[int, ...]) -> dict[str, float | int | None]:

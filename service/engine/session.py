@@ -26,13 +26,13 @@ class RunResult:
         outputs: of the model, in the order of its manifest.
         tensors: the tapped ones (N, ...) by name.
         summary: float64 (N, ...), the numbers of the observers; None without any.
-        channels: of each observer float32 (N, ...), the same by channel; empty where they were not asked for.
+        channels: of each observer float64 (N, ...), the same by channel; empty where they were not asked for.
     """
 
     outputs: tuple[NDArray[Any], ...]
     tensors: dict[str, NDArray[np.floating]]
     summary: NDArray[np.float64] | None
-    channels: list[NDArray[np.float32]]
+    channels: list[NDArray[np.float64]]
 
 
 class Session:

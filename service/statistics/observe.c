@@ -5,8 +5,8 @@
  * Rows: x; with scale y = scale * x + shift per channel, whose moments follow from those of x but for the zeros; with identity the
  * identity; with sum y + identity (x + identity without scale), which is made on the way and never stored.
  * Outputs: summary double (N, 7 * rows + 2): for each row count, mean, m2 = sum((a - mean)^2), minimum, maximum, zeros, nonfinite; then
- * the dot product of y and identity, then C. channels float32 (N, rows * 6 * C) if wanted, else (N, 0): for each row mean, std, minimum,
- * maximum, zeros and nonfinite, each of C. Where nonfinite (NaN and infinities) is above 0, mean, m2, std, minimum and maximum are NaN.
+ * the dot product of y and identity, then C. channels double (N, rows * 7 * C) if wanted, else (N, 0): for each row the same, each of C.
+ * Where nonfinite (NaN and infinities) is above 0, mean, m2, minimum and maximum are NaN.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -27,8 +27,7 @@
 
 #define MOST_ROWS 4
 #define MOST_AXES 8
-#define FIELDS 7 /* of a row of the summary */
-#define LISTED 6 /* of a channel */
+#define FIELDS 7 /* of a row */
 #define PIECE 64           /* steps: a piece of both inputs and their sum stays in the first cache */
 #define MOST_TASKS 16      /* of one run, shared by the threads */
 #define ELEMENTS_ALONE 16384 /* less is not worth waking another thread */
@@ -60,7 +59,7 @@ typedef struct {
     int rows, by_lane;
     Moments *moments; /* (units, rows) */
     double *dots;     /* (units) */
-    float *wanted;    /* channels, or NULL */
+    double *wanted;   /* channels, or NULL */
 } Run;
 
 typedef struct {
@@ -75,26 +74,30 @@ typedef void (*Visit)(Unit *, int64_t offset, int64_t steps, int64_t stride, int
 
 static const Kernels *kernels;
 
-static void begin(Lanes *lanes, int l, float origin) {
-    lanes->origin[l] = isfinite(origin) ? origin : 0;
-    lanes->low[l] = INFINITY;
-    lanes->high[l] = -INFINITY;
-}
-
-/* Where columns are one group they share an origin. */
-static void begin_unit(Unit *unit, int64_t offset, int lanes) {
-    const Run *run = unit->run;
+INLINED void begin(Lanes *lanes, const float *origins) {
     for (int l = 0; l < LANES; l++) {
-        const int64_t at = offset + (run->by_lane && l < lanes ? l : 0);
-        begin(&unit->x, l, run->x[at]);
-        if (run->identity) {
-            begin(&unit->identity, l, run->identity[at]);
-            begin(&unit->sum, l, fmaf(unit->pair.scale[l], run->x[at], unit->pair.shift[l]) + run->identity[at]);
-        }
+        lanes->origin[l] = isfinite(origins[l]) ? origins[l] : 0;
+        lanes->sum[l] = lanes->squares[l] = 0;
+        lanes->zeros[l] = 0;
+        lanes->low[l] = INFINITY;
+        lanes->high[l] = -INFINITY;
     }
 }
 
-static void take_columns(Unit *unit, const float *x, const float *identity, int64_t steps, int64_t stride, int lanes) {
+/* Where columns are one group they share an origin. */
+INLINED void begin_unit(Unit *unit, int64_t offset, int lanes) {
+    const Run *run = unit->run;
+    float x[LANES], identity[LANES], sum[LANES];
+    for (int l = 0; l < LANES; l++) x[l] = run->x[offset + (run->by_lane && l < lanes ? l : 0)];
+    begin(&unit->x, x);
+    if (!run->identity) return;
+    for (int l = 0; l < LANES; l++) identity[l] = run->identity[offset + (run->by_lane && l < lanes ? l : 0)];
+    for (int l = 0; l < LANES; l++) sum[l] = fmaf(unit->pair.scale[l], x[l], unit->pair.shift[l]) + identity[l];
+    begin(&unit->identity, identity);
+    begin(&unit->sum, sum);
+}
+
+INLINED void take_columns(Unit *unit, const float *x, const float *identity, int64_t steps, int64_t stride, int lanes) {
     for (int64_t i = 0; i < steps; i++)
         for (int l = 0; l < lanes; l++) {
             const int64_t at = i * stride + l;
@@ -106,7 +109,7 @@ static void take_columns(Unit *unit, const float *x, const float *identity, int6
         }
 }
 
-static void visit(Unit *unit, int64_t offset, int64_t steps, int64_t stride, int lanes) {
+INLINED void visit(Unit *unit, int64_t offset, int64_t steps, int64_t stride, int lanes) {
     const Run *run = unit->run;
     const float *x = run->x + offset, *identity = run->identity ? run->identity + offset : NULL;
     float sums[PIECE * LANES];
@@ -147,13 +150,13 @@ static void count_nonfinite(Unit *unit, int64_t offset, int64_t steps, int64_t s
 }
 
 /* Pieces of one length in one piece of memory, taken as columns of eight. */
-static void walk_line(Unit *unit, Visit each, int64_t offset, int64_t length) {
+INLINED void walk_line(Unit *unit, Visit each, int64_t offset, int64_t length) {
     if (length >= LANES) each(unit, offset, length / LANES, LANES, LANES);
     if (length % LANES) each(unit, offset + length / LANES * LANES, 1, LANES, (int)(length % LANES));
 }
 
 /* Calls `each` with every piece of a unit; a token whose mask is 0 is in none. */
-static void walk(Unit *unit, int64_t number, Visit each) {
+INLINED void walk(Unit *unit, int64_t number, Visit each) {
     const Run *run = unit->run;
     const int64_t sample = number / run->units_each, part = number % run->units_each, m = run->elements;
     if (run->kernel->layout == BLOCKED) {
@@ -226,93 +229,84 @@ INLINED void fold_unit(Unit *unit) {
     for (int l = 1; l < LANES; l++) unit->pair.zeros[0] += unit->pair.zeros[l];
 }
 
-INLINED int all_finite(const Groups *groups, int number) {
-    double all = 0; /* times anything finite */
-    for (int l = 0; l < number; l++) all += 0 * groups->mean[l] + 0 * groups->minimum[l] + 0 * groups->maximum[l];
-    return all == 0;
+INLINED int all_finite(const Groups *rows, int count, int number) {
+    double all[LANES] = {0}, total = 0; /* times anything finite */
+    for (int i = 0; i < count; i++)
+        for (int l = 0; l < number; l++) all[l] += 0 * rows[i].mean[l] + 0 * rows[i].minimum[l] + 0 * rows[i].maximum[l];
+    for (int l = 0; l < LANES; l++) total += all[l];
+    return total == 0;
+}
+
+/* In pairs, so that no addition waits for all others. */
+INLINED double sum_of(const double *a, int number) {
+    double all = 0;
+    if (number == LANES) return ((a[0] + a[4]) + (a[1] + a[5])) + ((a[2] + a[6]) + (a[3] + a[7]));
+    for (int l = 0; l < number; l++) all += a[l];
+    return all;
+}
+
+INLINED double least_of(const double *a, int number) {
+    double least[LANES];
+    for (int l = 0; l < LANES; l++) least[l] = l < number ? a[l] : INFINITY;
+    for (int half = LANES / 2; half; half /= 2)
+        for (int l = 0; l < half; l++) least[l] = least[l + half] < least[l] ? least[l + half] : least[l];
+    return least[0];
 }
 
 /* All groups of a unit are of one size. */
 INLINED Moments pool(const Groups *groups, int number, double count) {
-    Moments all = {count * number, 0, 0, INFINITY, -INFINITY, 0, 0};
-    for (int l = 0; l < number; l++) {
-        all.mean += groups->mean[l];
-        all.m2 += groups->m2[l];
-        all.minimum = groups->minimum[l] < all.minimum ? groups->minimum[l] : all.minimum;
-        all.maximum = groups->maximum[l] > all.maximum ? groups->maximum[l] : all.maximum;
-        all.zeros += groups->zeros[l];
-        all.nonfinite += groups->nonfinite[l];
-    }
-    all.mean /= number;
-    for (int l = 0; l < number; l++) {
+    Moments all = {.count = count * number, .mean = sum_of(groups->mean, number) / number};
+    double spread[LANES], negative[LANES];
+    for (int l = 0; l < LANES; l++) {
         const double between = groups->mean[l] - all.mean;
-        all.m2 += count * between * between;
+        spread[l] = groups->m2[l] + count * between * between;
+        negative[l] = -groups->maximum[l];
     }
+    all.m2 = sum_of(spread, number);
+    all.minimum = least_of(groups->minimum, number);
+    all.maximum = -least_of(negative, number);
+    all.zeros = sum_of(groups->zeros, number);
+    all.nonfinite = sum_of(groups->nonfinite, number);
     return all;
 }
 
-/* Chan, Golub & LeVeque 1979, equation 2.1. */
-static void merge(Moments *into, const Moments *other) {
-    const double count = into->count + other->count, between = other->mean - into->mean, share = other->count / count;
-    if (!other->count) return;
-    if (!into->count) {
-        *into = *other;
-        return;
+/* out: (7, channels), its first element that of the first group. */
+INLINED void list_channels(const Groups *groups, int number, double count, int64_t channels, double *out) {
+    Groups listed = *groups; /* which nothing else points to, so that it stays in registers */
+    for (int l = 0; l < LANES; l++) {
+        const int blank = listed.nonfinite[l] > 0;
+        listed.mean[l] = blank ? NAN : listed.mean[l];
+        listed.m2[l] = blank ? NAN : listed.m2[l];
+        listed.minimum[l] = blank ? NAN : listed.minimum[l];
+        listed.maximum[l] = blank ? NAN : listed.maximum[l];
     }
-    into->mean += between * share;
-    into->m2 += other->m2 + between * between * into->count * share;
-    into->minimum = other->minimum < into->minimum ? other->minimum : into->minimum;
-    into->maximum = other->maximum > into->maximum ? other->maximum : into->maximum;
-    into->zeros += other->zeros;
-    into->nonfinite += other->nonfinite;
-    into->count = count;
-}
-
-INLINED void list_channels(const Groups *groups, int number, double count, int64_t channels, float *out) {
-    const double part = count > 0 ? 1 / count : 0;
-    for (int l = 0; l < number; l++) {
-        const int blank = groups->nonfinite[l] > 0;
-        const double std = sqrt(groups->m2[l] * part);
-        out[l] = blank ? NAN : (float)groups->mean[l];
-        out[channels + l] = blank ? NAN : (float)std;
-        out[2 * channels + l] = blank ? NAN : (float)groups->minimum[l];
-        out[3 * channels + l] = blank ? NAN : (float)groups->maximum[l];
-        out[4 * channels + l] = (float)groups->zeros[l];
-        out[5 * channels + l] = (float)groups->nonfinite[l];
-    }
+    const double *fields[] = {listed.mean, listed.m2, listed.minimum, listed.maximum, listed.zeros, listed.nonfinite};
+    const size_t size = (size_t)number * sizeof *out;
+    for (int l = 0; l < number; l++) out[l] = count;
+    for (int i = 0; i < FIELDS - 1; i++) memcpy(out + (i + 1) * channels, fields[i], size);
 }
 
 static const Groups NOTHING = {.minimum = {INFINITY, INFINITY, INFINITY, INFINITY, INFINITY, INFINITY, INFINITY, INFINITY},
                                .maximum = {-INFINITY, -INFINITY, -INFINITY, -INFINITY, -INFINITY, -INFINITY, -INFINITY, -INFINITY}};
 
-EVERY_CPU static void run_unit(const Run *run, int64_t number) {
-    const int64_t part = number % run->units_each, first = run->by_lane ? part * LANES : part;
-    const int groups = !run->by_lane ? 1 : run->channels - first < LANES ? (int)(run->channels - first) : LANES;
+/* Moments of the groups of a unit: of the whole unit, and of each if wanted. */
+INLINED void finish(Unit *unit, int64_t number, int64_t first, int groups) {
+    const Run *run = unit->run;
+    const double count = (double)unit->count;
     Groups rows[MOST_ROWS];
-    Unit unit;
-    memset(&unit, 0, sizeof unit);
-    unit.run = run;
-    for (int l = 0; l < LANES; l++) {
-        const int64_t channel = run->by_lane && l < groups ? first + l : first;
-        unit.pair.scale[l] = run->scale ? run->scale[channel] : 1;
-        unit.pair.shift[l] = run->scale ? run->shift[channel] : 0;
-    }
-    walk(&unit, number, visit);
-    const double count = (double)unit.count;
-    if (unit.count) {
-        int row = 0, finite = 1;
-        if (!run->by_lane) fold_unit(&unit);
-        moments_of_lanes(&unit.x, count, &rows[row++]);
-        if (run->scale) map_moments(&rows[0], &unit.pair, &rows[row++]);
-        if (run->identity) moments_of_lanes(&unit.identity, count, &rows[row++]);
-        if (run->kernel->sum) moments_of_lanes(&unit.sum, count, &rows[row++]);
-        for (int i = 0; i < run->rows; i++) finite &= all_finite(&rows[i], groups);
-        if (!finite) {
-            walk(&unit, number, count_nonfinite);
+    if (unit->count) {
+        int row = 0;
+        moments_of_lanes(&unit->x, count, &rows[row++]);
+        if (run->scale) map_moments(&rows[0], &unit->pair, &rows[row++]);
+        if (run->identity) moments_of_lanes(&unit->identity, count, &rows[row++]);
+        if (run->kernel->sum) moments_of_lanes(&unit->sum, count, &rows[row++]);
+        if (!all_finite(rows, run->rows, groups)) {
+            memset(unit->nonfinite, 0, sizeof unit->nonfinite);
+            walk(unit, number, count_nonfinite);
             for (int i = 0; i < run->rows; i++)
-                for (int l = 0; l < LANES; l++) rows[i].nonfinite[run->by_lane ? l : 0] += unit.nonfinite[i][l];
+                for (int l = 0; l < LANES; l++) rows[i].nonfinite[run->by_lane ? l : 0] += unit->nonfinite[i][l];
         }
-        for (int l = 0; l < LANES; l++) run->dots[number] += unit.pair.dot[l];
+        run->dots[number] = sum_of(unit->pair.dot, LANES);
     } else {
         for (int i = 0; i < run->rows; i++) rows[i] = NOTHING;
     }
@@ -320,9 +314,30 @@ EVERY_CPU static void run_unit(const Run *run, int64_t number) {
         run->moments[number * run->rows + i] = pool(&rows[i], groups, count);
         if (run->wanted) {
             const int64_t row = number / run->units_each * run->rows + i;
-            list_channels(&rows[i], groups, count, run->channels, run->wanted + row * LISTED * run->channels + first);
+            list_channels(&rows[i], groups, count, run->channels, run->wanted + row * FIELDS * run->channels + first);
         }
     }
+}
+
+EVERY_CPU static void run_unit(const Run *run, int64_t number) {
+    const int64_t part = number % run->units_each, first = run->by_lane ? part * LANES : part;
+    const int groups = !run->by_lane ? 1 : run->channels - first < LANES ? (int)(run->channels - first) : LANES;
+    Unit unit;
+    unit.run = run;
+    unit.count = 0;
+    for (int l = 0; l < LANES; l++) {
+        unit.pair.dot[l] = 0;
+        unit.pair.zeros[l] = 0;
+        const int64_t channel = run->by_lane && l < groups ? first + l : first;
+        unit.pair.scale[l] = run->scale ? run->scale[channel] : 1;
+        unit.pair.shift[l] = run->scale ? run->shift[channel] : 0;
+    }
+    walk(&unit, number, visit);
+    if (unit.count && !run->by_lane) fold_unit(&unit);
+    if (groups == LANES)
+        finish(&unit, number, first, LANES); /* whose loops the compiler unrolls */
+    else
+        finish(&unit, number, first, groups);
 }
 
 static void blank_nonfinite(Moments *of) {
@@ -335,19 +350,40 @@ static void run_task(void *state, size_t task) {
     for (int64_t unit = run->units * (int64_t)task / run->tasks; unit < end; unit++) run_unit(run, unit);
 }
 
+/* Chan, Golub & LeVeque 1979, equation 2.1, of many groups at once; `stride` moments lie between one and the next. */
+static Moments merge(const Moments *groups, int64_t number, int stride) {
+    Moments all = {.minimum = INFINITY, .maximum = -INFINITY};
+    for (int64_t i = 0; i < number; i++) {
+        const Moments *one = groups + i * stride;
+        all.count += one->count;
+        all.mean += one->count * one->mean;
+        all.minimum = one->minimum < all.minimum ? one->minimum : all.minimum;
+        all.maximum = one->maximum > all.maximum ? one->maximum : all.maximum;
+        all.zeros += one->zeros;
+        all.nonfinite += one->nonfinite;
+    }
+    if (!all.count) return all;
+    all.mean /= all.count;
+    for (int64_t i = 0; i < number; i++) {
+        const double between = groups[i * stride].mean - all.mean;
+        all.m2 += groups[i * stride].m2 + groups[i * stride].count * between * between;
+    }
+    return all;
+}
+
 static void summarize(const Run *run, double *out) {
-    for (int64_t sample = 0; sample < run->samples; sample++, out += run->rows * FIELDS + 2) {
+    for (int64_t sample = 0; sample < run->samples; sample++) {
+        const int64_t first = sample * run->units_each;
         double dot = 0;
-        Moments rows[MOST_ROWS];
-        for (int i = 0; i < run->rows; i++) rows[i] = (Moments){0, 0, 0, INFINITY, -INFINITY, 0, 0};
-        for (int64_t unit = sample * run->units_each; unit < (sample + 1) * run->units_each; unit++) {
-            dot += run->dots[unit];
-            for (int i = 0; i < run->rows; i++) merge(rows + i, run->moments + unit * run->rows + i);
+        for (int64_t unit = first; unit < first + run->units_each; unit++) dot += run->dots[unit];
+        for (int i = 0; i < run->rows; i++) {
+            Moments row = merge(run->moments + first * run->rows + i, run->units_each, run->rows);
+            blank_nonfinite(&row);
+            memcpy(out, &row, sizeof row);
+            out += FIELDS;
         }
-        for (int i = 0; i < run->rows; i++) blank_nonfinite(rows + i);
-        memcpy(out, rows, (size_t)run->rows * sizeof *rows);
-        out[run->rows * FIELDS] = dot;
-        out[run->rows * FIELDS + 1] = (double)run->channels;
+        *out++ = dot;
+        *out++ = (double)run->channels;
     }
 }
 
@@ -414,7 +450,7 @@ static OrtStatus *compute(void *state, OrtContext *context) {
     double *sums;
     const int64_t width = run.rows * FIELDS;
     TRY(OUTPUT(ort)(context, 0, (int64_t[]){run.samples, width + 2}, 2, &summary));
-    TRY(OUTPUT(ort)(context, 1, (int64_t[]){run.samples, listed ? run.rows * LISTED * run.channels : 0}, 2, &channels));
+    TRY(OUTPUT(ort)(context, 1, (int64_t[]){run.samples, listed ? run.rows * FIELDS * run.channels : 0}, 2, &channels));
     TRY(MUTABLE_DATA(ort)(summary, (void **)&sums));
     if (listed) TRY(MUTABLE_DATA(ort)(channels, (void **)&run.wanted));
 
@@ -453,7 +489,7 @@ static const char *provider(const Operator *operator) { return (void)operator, N
 static size_t inputs(const Operator *operator) { return (void)operator, 6; }
 static size_t outputs(const Operator *operator) { return (void)operator, 2; }
 static int input_type(const Operator *operator, size_t i) { return (void)operator, i == 4 ? INT64 : i == 5 ? BOOL : FLOAT; }
-static int output_type(const Operator *operator, size_t i) { return (void)operator, i ? FLOAT : DOUBLE; }
+static int output_type(const Operator *operator, size_t i) { return (void)operator, (void)i, DOUBLE; }
 static int input_kind(const Operator *operator, size_t i) { return (void)operator, i ? OPTIONAL : REQUIRED; }
 static int output_kind(const Operator *operator, size_t i) { return (void)operator, (void)i, REQUIRED; }
 static int memory(const Operator *operator, size_t i) { return (void)operator, (void)i, 0; }

@@ -1,56 +1,100 @@
 """What the statistics cost: `python -m tests.benchmarks.overhead` prints ratios to the plain ONNX Runtime run of the same round.
 
-All variants of a row run one after the other in every round, so that a noisy machine disturbs them alike, each twice, of which the
-second run counts; the table shows the median of the ratios. The cost does not depend on the content: photos are noise, tokens are
-random, 13 in a sentence.
+All variants of a row run one after the other in every round, on the same input, so that a noisy machine disturbs them alike; each
+twice, of which the second run counts. The table shows the median of the ratios, and their first and third quartile. Inputs are
+those of the evaluation splits where the environment names local files (NORMSCOPE_IMAGENETTE, NORMSCOPE_CLINC150).
+
+    summary, channels   the run with the statistics of all layers, and with those of all channels, read as arrays
+    HTTP                a request to a server that samples nothing
+    HTTP, as shipped    a request without statistics at default settings, to one to the server that samples nothing
+    HTTP, statistics    a request with statistics=summary
+    torch, hooks        a torch run whose hooks take the same statistics of both sides of every norm
+    second visit        samples in which something is not finite, and is counted in a second visit of the memory; all inputs, once
 """
 
 import argparse
-import io
-import os
-import re
-import shutil
-import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
-import numpy as np
 import onnxruntime
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor, nn
 
-from models.artifact import Artifact, load_artifact, write_manifest
-from models.preprocessing import ImagePreprocessing
+from models.artifact import Artifact, load_artifact
+from models.preprocessing import DEFAULT_MAX_PIXELS, ImagePreprocessing
 from models.statistics.layers import BatchReducer, BatchStatistics, RunOutputs, SideLayout
 from service.engine.graph import prepare
+from service.engine.inputs import InputReader, TensorInput
 from service.engine.session import Feed, Session
-from service.engine.threads import available_cpus
+from tests.benchmarks.peers import inputs
+from tests.benchmarks.peers.classifier import SHIPPED, Item
+from tests.benchmarks.rounds import Times, measure
+from tests.benchmarks.serving import changed, serving
 from tests.networks import network_of
 
-_SHIPPED = Path(__file__).parent.parent.parent / "models" / "artifacts"
-_THREADS = available_cpus()
-_SENTENCE = "please tell me how much money is left in my savings account"
-
-Variants = dict[str, Callable[[], object]]
+_THREADS = 2
+_OFF = {"NORMSCOPE_STATISTICS_SAMPLE": "0"}
+_SETTINGS = {"NORMSCOPE_MAX_BATCH_SIZE": "32", "NORMSCOPE_THREADS": str(_THREADS)}
 
 
-def at_224(artifact: Artifact, folder: Path) -> Artifact:
-    """The same image model, served at 224 px."""
-    target = folder / artifact.manifest.name / artifact.manifest.version
-    shutil.copytree(artifact.folder, target)
-    manifest = artifact.manifest.model_copy(update={"preprocessing": ImagePreprocessing(resize=224, crop=224)})
-    return write_manifest(target, manifest, list(manifest.files))
+@dataclass(frozen=True)
+class Sample:
+    """The input of one run: as arrays, as tensors of torch, and as the body of a request."""
+
+    feed: Feed
+    tensors: Sequence[Tensor]
+    body: Mapping[str, Any]
 
 
-def with_hooks(network: nn.Module, inputs: list[Tensor]) -> Callable[[], object]:
+def samples(artifact: Artifact, items: Sequence[Item], batch: int) -> list[Sample]:
+    """All items in batches; what is left over is left out."""
+    reader = InputReader(artifact, DEFAULT_MAX_PIXELS)
+    found = []
+    for start in range(0, len(items) - batch + 1, batch):
+        chosen = items[start : start + batch]
+        photos, texts = [item for item in chosen if isinstance(item, bytes)], [item for item in chosen if isinstance(item, str)]
+        rows = [reader.image(photo) for photo in photos] or [row for row in reader.texts(texts) if isinstance(row, TensorInput)]
+        feed = reader.feed(rows)
+        files = [("image", ("photo.jpg", photo)) for photo in photos]
+        body: dict[str, Any] = {"files": files} if files else {"json": {"inputs": texts}}
+        found.append(Sample(feed, [torch.from_numpy(array) for array in feed.values()], body))
+    return found
+
+
+class Watched:
+    """The graph with probes and what makes statistics of its outputs, as the service holds them."""
+
+    def __init__(self, artifact: Artifact) -> None:
+        self._layout = SideLayout(tuple(artifact.manifest.layers))
+        graph = prepare(artifact, "cpu", self._layout.reductions, self._layout.pairs)
+        self._session, self._reducer = Session(graph, _THREADS), BatchReducer(self._layout, graph.observers)
+        self._workers = ThreadPoolExecutor(_THREADS)
+
+    def summary(self, sample: Sample) -> BatchStatistics:
+        return self._run(sample, channels=False)
+
+    def channels(self, sample: Sample) -> object:
+        """The moments of all channels of all rows as arrays."""
+        statistics = self._run(sample, channels=True)
+        return [statistics.channels(row) for row in range(len(self._layout.rows))]
+
+    def _run(self, sample: Sample, *, channels: bool) -> BatchStatistics:
+        result = self._session.run(sample.feed, channels=channels)
+        return self._reducer.reduce(RunOutputs(result.tensors, result.summary, result.channels), sample.feed, self._workers)
+
+    def second_visits(self, given: Sequence[Sample]) -> str:
+        """How many of all samples hold something that is not finite: these alone are visited twice."""
+        counts = [self.summary(sample).pooled.nonfinite.any(axis=1) for sample in given]
+        return f"{sum(int(count.sum()) for count in counts)} of {sum(len(count) for count in counts)}"
+
+
+def with_hooks(network: nn.Module) -> Callable[[Sample], object]:
     """A torch run whose hooks take the same statistics of both sides of every norm."""
 
     def observe(x: Tensor) -> list[Tensor]:
@@ -63,123 +107,77 @@ def with_hooks(network: nn.Module, inputs: list[Tensor]) -> Callable[[], object]
     for module in network.modules():
         if isinstance(module, (nn.BatchNorm2d, nn.LayerNorm)):
             module.register_forward_hook(hook)
+    return without_hooks(network)
 
-    def run() -> object:
+
+def without_hooks(network: nn.Module) -> Callable[[Sample], object]:
+    """A torch run."""
+
+    def run(sample: Sample) -> object:
         with torch.inference_mode():
-            return network(*inputs)
+            return network(*sample.tensors)
 
     return run
 
 
-@contextmanager
-def server(repository: Path) -> Iterator[httpx.Client]:
-    """`python -m service` over a repository, statistics over traffic off, and a client of it."""
-    environment = os.environ | {
-        "NORMSCOPE_MODEL_REPOSITORY": str(repository),
-        "NORMSCOPE_STATISTICS_SAMPLE": "0",
-        "NORMSCOPE_MAX_BATCH_SIZE": "32",
+def posting(client: httpx.Client, path: str) -> Callable[[Sample], object]:
+    """A request."""
+    return lambda sample: client.post(path, **sample.body).raise_for_status()
+
+
+def row(artifact: Artifact, items: Sequence[Item], batch: int, rounds: int, off: httpx.Client, default: httpx.Client) -> str:
+    """Measures one model and batch size."""
+    given = samples(artifact, items, batch)
+    path = f"/v1/models/{artifact.manifest.name}/predict"
+    plain, watched = Session(prepare(artifact), _THREADS), Watched(artifact)
+    compared: dict[str, Callable[[Sample], object]] = {
+        "onnxruntime": lambda sample: plain.run(sample.feed),
+        "summary": watched.summary,
+        "channels": watched.channels,
+        "HTTP": posting(off, path),
+        "HTTP, as shipped": posting(default, path),
+        "HTTP, statistics": posting(off, f"{path}?statistics=summary"),
+        "torch": without_hooks(network_of(artifact)),
+        "torch, hooks": with_hooks(network_of(artifact)),
     }
-    process = subprocess.Popen([sys.executable, "-m", "service", "--port", "0"], env=environment, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    try:
-        ready, url = 0, ""
-        for line in process.stderr:
-            found = re.search(r"running on (http://[\d.]+:\d+)", line)
-            url = found[1] if found else url
-            ready += " is ready" in line
-            if url and ready == len(list(repository.iterdir())):
-                break
-        with httpx.Client(base_url=url, timeout=120) as client:
-            yield client
-    finally:
-        process.terminate()
-        process.communicate()
+    times = measure(compared, given, rounds)
+    cells = [f"{artifact.manifest.name}, {batch}", f"{times.milliseconds('onnxruntime'):.1f}", *_ratios(times)]
+    return f"| {' | '.join(cells)} | {watched.second_visits(given)} |"
 
 
-def variants(artifact: Artifact, feed: Feed, client: httpx.Client, body: dict[str, object]) -> Variants:
-    """What is compared, by the name of its column."""
-    layout = SideLayout(tuple(artifact.manifest.layers))
-    plain = Session(prepare(artifact), _THREADS)
-    workers = ThreadPoolExecutor(_THREADS)
-    graph = prepare(artifact, "cpu", layout.reductions, layout.pairs)
-    observed, reducer = Session(graph, _THREADS), BatchReducer(layout, graph.observers)
-
-    def with_probes(*, channels: bool) -> BatchStatistics:
-        result = observed.run(feed, channels=channels)
-        return reducer.reduce(RunOutputs(result.tensors, result.summary, result.channels), feed, workers)
-
-    url = f"/v1/models/{artifact.manifest.name}/predict"
-    inputs = [torch.from_numpy(array) for array in feed.values()]
-    network = network_of(artifact)
-
-    def torch_plain() -> object:
-        with torch.inference_mode():
-            return network(*inputs)
-
-    return {
-        "onnxruntime": lambda: plain.run(feed),
-        "summary": lambda: with_probes(channels=False),
-        "channels": lambda: with_probes(channels=True),
-        "HTTP": lambda: client.post(url, **body).raise_for_status(),  # type: ignore[arg-type]  # httpx's many keywords
-        "HTTP, statistics": lambda: client.post(f"{url}?statistics=summary", **body).raise_for_status(),  # type: ignore[arg-type]
-        "torch": torch_plain,
-        "torch, hooks": with_hooks(network_of(artifact), inputs),
-    }
-
-
-def measure(compared: Variants, rounds: int) -> tuple[float, dict[str, float]]:
-    """(median seconds of the first variant, median ratio of each to the first of its round)."""
-    for run in compared.values():
-        run()
-    seconds: dict[str, list[float]] = {name: [] for name in compared}
-    for _ in range(rounds):
-        for name, run in compared.items():
-            run()  # untimed: what another variant left in the caches, and its spinning threads, are not this one's cost
-            start = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - start)
-    first = np.array(next(iter(seconds.values())))
-    return float(np.median(first)), {name: float(np.median(np.array(values) / first)) for name, values in seconds.items()}
+def _ratios(times: Times) -> list[str]:
+    bases = {"HTTP, as shipped": "HTTP"}
+    return [str(times.ratio(name, bases.get(name, "onnxruntime"))) for name in times.seconds if name != "onnxruntime"]
 
 
 def main() -> None:
     """Prints one row for each model and batch size."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=15)
-    rounds = parser.parse_args().rounds
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.overhead", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=15, help="of the convolutional network; the encoder runs ten times as many")
+    parser.add_argument("--models", nargs="+", choices=["encoder", "resnet50"], default=["resnet50", "encoder"])
+    arguments = parser.parse_args()
     torch.set_num_threads(_THREADS)
-    rng = np.random.default_rng(0)
-    print(f"{_THREADS} threads, onnxruntime {onnxruntime.__version__}, torch {torch.__version__}, median of {rounds} rounds")
-    with tempfile.TemporaryDirectory() as name:
-        repository = Path(name)
-        resnet = at_224(load_artifact(_SHIPPED / "resnet50" / "1"), repository)
-        shutil.copytree(_SHIPPED / "encoder", repository / "encoder")
-        encoder = load_artifact(repository / "encoder" / "1")
-        rows: list[tuple[str, float, dict[str, float]]] = []
-        with server(repository) as client:
-            for batch in (1, 8):
-                pixels = rng.integers(0, 256, (batch, 224, 224, 3), dtype=np.uint8)
-                preprocessing = resnet.manifest.preprocessing
-                assert isinstance(preprocessing, ImagePreprocessing)
-                feed: Feed = {"image": preprocessing.normalize(pixels)}
-                files = [("image", ("photo.jpg", _jpeg(image))) for image in pixels]
-                rows.append((f"resnet50, {batch}", *measure(variants(resnet, feed, client, {"files": files}), rounds)))
-            for batch in (1, 32):
-                tokens = rng.integers(3, 1000, (batch, 13))
-                feed = {"input_ids": tokens, "attention_mask": np.ones_like(tokens)}
-                body: dict[str, object] = {"json": {"inputs": [_SENTENCE] * batch}}
-                rows.append((f"encoder, {batch}", *measure(variants(encoder, feed, client, body), rounds * 10)))
-    columns = list(rows[0][2])
-    print("| model, batch | ms | " + " | ".join(columns) + " |")
-    print("| --- |" + " --- |" * (len(columns) + 1))
-    for title, base, ratios in rows:
-        print(f"| {title} | {base * 1000:.1f} | " + " | ".join(f"{ratios[column]:.2f}" for column in columns) + " |")
-
-
-def _jpeg(pixels: NDArray[np.uint8]) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=90)
-    return buffer.getvalue()
+    print(f"{_THREADS} threads, onnxruntime {onnxruntime.__version__}, torch {torch.__version__}; {inputs.origin()}")
+    columns = ["model, batch", "ms", "summary", "channels", "HTTP", "HTTP, as shipped", "HTTP, statistics", "torch", "torch, hooks"]
+    print(f"| {' | '.join(columns)} | second visit |\n|{' --- |' * (len(columns) + 1)}")
+    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+        folder = Path(name)
+        repository = folder / "repository"
+        at_224 = {"preprocessing": ImagePreprocessing(resize=224, crop=224)}
+        artifacts = {
+            model: changed(load_artifact(SHIPPED / model / "1"), repository, **at_224 if model == "resnet50" else {})
+            for model in arguments.models
+        }
+        servers = [
+            stack.enter_context(serving(repository, folder / kind, _SETTINGS | extra))
+            for kind, extra in (("off", _OFF), ("on", {}))
+        ]
+        off, default = (stack.enter_context(httpx.Client(base_url=server.url, timeout=120)) for server in servers)
+        for model in arguments.models:
+            items = inputs.texts() if model == "encoder" else inputs.photos()
+            for batch in (1, 32) if model == "encoder" else (1, 8):
+                rounds = arguments.rounds * (10 if model == "encoder" else 1)
+                print(row(artifacts[model], items, batch, rounds, off, default), flush=True)
 
 
 if __name__ == "__main__":

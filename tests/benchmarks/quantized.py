@@ -1,11 +1,11 @@
 """What 8 bits gain: `python -m tests.benchmarks.quantized NAME/VERSION NAME/VERSION-int8` prints how much faster that is.
 
-Both run in every round, one after the other, each twice, of which the second run counts; the table shows the median of the ratios.
-Photos are noise: the time does not depend on them. The gain depends on the processor: it is larger with VNNI.
+Both run in every round, one after the other, each twice, of which the second run counts; the table shows the median of the ratios,
+and their first and third quartile. Photos are noise: the time does not depend on them. The gain depends on the processor: it is
+larger with VNNI.
 """
 
 import argparse
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from models.statistics.layers import SideLayout
 from service.engine.graph import prepare
 from service.engine.session import Session
 from service.engine.threads import available_cpus
-from tests.benchmarks.overhead import Variants, measure
+from tests.benchmarks.rounds import measure
 
 _SIDES, _BATCHES = (128, 224), (1, 8)
 
@@ -39,14 +39,9 @@ def main() -> None:
     for side in _SIDES:
         for batch in _BATCHES:
             feed = {name: np.random.default_rng(0).standard_normal((batch, 3, side, side)).astype(np.float32)}
-            compared: Variants = {
-                "int8": partial(quantized.run, feed),
-                "float": partial(plain.run, feed),
-                "watched": partial(watched.run, feed),
-            }
-            seconds, ratios = measure(compared, arguments.rounds)
-            milliseconds = f"{seconds * ratios['float'] * 1000:.1f} | {seconds * 1000:.1f}"
-            print(f"| {side}, {batch} | {milliseconds} | {ratios['float']:.2f} | {ratios['watched']:.2f} |")
+            times = measure({"int8": quantized.run, "float": plain.run, "watched": watched.run}, [feed], arguments.rounds)
+            milliseconds = f"{times.milliseconds('float'):.1f} | {times.milliseconds('int8'):.1f}"
+            print(f"| {side}, {batch} | {milliseconds} | {times.ratio('float', 'int8')} | {times.ratio('watched', 'int8')} |")
 
 
 if __name__ == "__main__":

@@ -3,13 +3,13 @@
 import io
 import json
 import os
-import tarfile
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from models.data.clinc150 import load_queries
+from models.data.imagenette import read_split
 from tests.benchmarks.peers.classifier import SHIPPED
 
 _TEXTS = 512
@@ -29,23 +29,19 @@ def texts() -> list[str]:
 
 
 def photos() -> list[bytes]:
-    """JPEG files of Imagenette (NORMSCOPE_IMAGENETTE, the archive), else generated ones of the same size."""
+    """JPEG files of Imagenette's evaluation split (NORMSCOPE_IMAGENETTE, the archive), else generated ones of the same size."""
     if path := os.environ.get("NORMSCOPE_IMAGENETTE"):
-        return _from_archive(Path(path))
+        found = [data for data, _ in read_split("val", Path(path))]
+        return found[:: max(len(found) // _PHOTOS, 1)][:_PHOTOS]  # spread over all classes
     rng = np.random.default_rng(0)
     return [_generated(rng) for _ in range(_PHOTOS)]
 
 
-def _from_archive(path: Path) -> list[bytes]:
-    found: list[bytes] = []
-    with tarfile.open(path) as archive:
-        for member in archive:
-            file = archive.extractfile(member) if member.name.endswith(".JPEG") else None
-            if file is not None:
-                found.append(file.read())
-            if len(found) == _PHOTOS:
-                return found
-    raise ValueError(f"{path} holds only {len(found)} photos; NORMSCOPE_IMAGENETTE must name the archive of Imagenette")
+def origin() -> str:
+    """Where the texts and photos come from, in words."""
+    texts_of = "CLINC150's test split" if os.environ.get("NORMSCOPE_CLINC150") else "random words"
+    photos_of = "Imagenette's evaluation split" if os.environ.get("NORMSCOPE_IMAGENETTE") else "generated"
+    return f"photos: {photos_of}; texts: {texts_of}"
 
 
 def _generated(rng: np.random.Generator) -> bytes:

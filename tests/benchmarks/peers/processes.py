@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 _GRACE_S = 20
 
@@ -20,9 +21,9 @@ class Server:
     url: str
     process: subprocess.Popen[bytes]
 
-    def memory_mb(self) -> float:
-        """Proportional set size (PSS) of the whole process tree: resident memory, shared pages counted once."""
-        return sum(_pss_kb(pid) for pid in tree(self.process.pid)) / 1024
+    def memory_mb(self, kind: Literal["Pss", "Rss"] = "Pss") -> float:
+        """Of the whole process tree: proportional set size (PSS), shared pages counted once; or resident set size (RSS)."""
+        return sum(_kilobytes(pid, kind) for pid in tree(self.process.pid)) / 1024
 
 
 def free_port() -> int:
@@ -47,12 +48,12 @@ def tree(root: int) -> list[int]:
     return found
 
 
-def _pss_kb(pid: int) -> int:
+def _kilobytes(pid: int, kind: str) -> int:
     try:
         rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
     except OSError:  # has ended meanwhile
         return 0
-    return next((int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:")), 0)
+    return next((int(line.split()[1]) for line in rollup.splitlines() if line.startswith(f"{kind}:")), 0)
 
 
 @contextmanager
