@@ -29,8 +29,10 @@ DOMAIN = "normscope"
 SUMMARY, WANTED = "normscope.summary", "normscope.channels_wanted"
 """Output float64 (N, sum over observers of 7 * rows + 2); and input bool (1), whether the outputs `channels_output` are filled."""
 FIELDS = 7
-"""Numbers of a row, and of a channel: count, mean, m2, minimum, maximum, zeros, nonfinite. After the rows of an observer come its dot
-product and number of channels."""
+"""Numbers of a row, and of a channel: count, mean, m2, minimum, maximum, zeros, nonfinite.
+
+After the rows of an observer come its dot product and number of channels.
+"""
 CHANNELS_FIRST, CHANNELS_LAST, BLOCKED = 0, 1, 2
 
 _HALF = {TensorProto.FLOAT16, TensorProto.BFLOAT16}

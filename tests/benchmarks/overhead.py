@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import onnxruntime
 import torch
 from torch import Tensor, nn
@@ -90,8 +91,8 @@ class Watched:
 
     def second_visits(self, given: Sequence[Sample]) -> str:
         """How many of all samples hold something that is not finite: these alone are visited twice."""
-        counts = [self.summary(sample).pooled.nonfinite.any(axis=1) for sample in given]
-        return f"{sum(int(count.sum()) for count in counts)} of {sum(len(count) for count in counts)}"
+        found = np.concatenate([self.summary(sample).pooled.nonfinite.sum(axis=1) for sample in given])
+        return f"{np.count_nonzero(found)} of {len(found)}"
 
 
 def with_hooks(network: nn.Module) -> Callable[[Sample], object]:

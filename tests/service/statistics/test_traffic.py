@@ -135,7 +135,7 @@ def test_weights_that_share_a_version_share_its_metrics(small_repository: SmallR
         traffic.absorb()
     text, _ = Metrics(Repository(settings), store).expose()
     lines = [line for line in text.decode().splitlines() if line.startswith("normscope_statistics_") and "_created" not in line]
-    assert len({line.rpartition(" ")[0] for line in lines}) == len(lines) == 6
+    assert len({line.rpartition(" ")[0] for line in lines}) == len(lines) == 7
     assert 'normscope_statistics_waiting_windows{model="text",version="1"} 2.0' in lines
     assert 'normscope_statistics_dropped_requests_total{model="text",version="1"} 4.0' in lines
     assert 'normscope_statistics_dropped_channel_samples_total{model="text",version="1"} 0.0' in lines

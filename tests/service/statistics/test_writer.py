@@ -13,6 +13,7 @@ from sqlalchemy import Engine, event, select
 
 from models.statistics.layers import BatchReducer, RunOutputs, SideLayout
 from service.settings import Settings
+from service.statistics import archive
 from service.statistics import database as databases
 from service.statistics import writer as writers
 from service.statistics.database import MIGRATIONS, Database, windows_table
@@ -328,7 +329,7 @@ def test_what_fails_to_merge_old_windows_stops_no_storing(
     service: Service, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """While old windows cannot be merged new ones are stored, and a warning says so; merging is tried again a minute later."""
-    working = writers.roll_up
+    working = archive.roll_up
 
     def broken(*arguments: object) -> None:
         raise ValueError("")
