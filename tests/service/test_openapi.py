@@ -8,6 +8,7 @@ import base64
 import copy
 import io
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -234,10 +235,15 @@ def _narrowed(document: dict[str, Any], label: str, model: str, layers: list[str
 
 
 @pytest.fixture(scope="module")
-def steady(small_repository: SmallRepository, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    """A server whose models stay and have references."""
-    folder = copy_with_references(small_repository.folder, tmp_path_factory.mktemp("referenced"))
-    with running_server(Settings(model_repository=folder, max_inputs=_MAX_INPUTS)) as client:
+def referenced(small_repository: SmallRepository, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository whose models have references."""
+    return copy_with_references(small_repository.folder, tmp_path_factory.mktemp("referenced"))
+
+
+@pytest.fixture(scope="module")
+def steady(referenced: Path) -> Iterator[httpx.Client]:
+    """A server whose models stay."""
+    with running_server(Settings(model_repository=referenced, max_inputs=_MAX_INPUTS)) as client:
         yield client
 
 
@@ -249,11 +255,11 @@ def changing(small_repository: SmallRepository) -> Iterator[httpx.Client]:
 
 
 @pytest.fixture(scope="module")
-def closed(small_repository: SmallRepository) -> Iterator[httpx.Client]:
+def closed(referenced: Path) -> Iterator[httpx.Client]:
     """A server that asks for keys, and a client with one that opens everything."""
     settings = Settings.model_validate(
         {
-            "model_repository": small_repository.folder,
+            "model_repository": referenced,
             "max_inputs": _MAX_INPUTS,
             "api_keys": _KEY,
             "admin_api_keys": _ADMIN_KEY,
