@@ -57,7 +57,7 @@ def greyscale(image: Image.Image) -> Image.Image:
 
 def brightness(image: Image.Image, factor: float) -> Image.Image:
     """All values times `factor`; 1 does nothing."""
-    return _image(np.asarray(image) * factor)
+    return _image(np.asarray(image).astype(np.float64) * factor)
 
 
 def low_resolution(image: Image.Image, side: int) -> Image.Image:
