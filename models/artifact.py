@@ -91,6 +91,12 @@ class Layer(_Contract):
     tensors: dict[str, str] = Field(description="side -> tensor of the graph")
     mask: str | None = Field(default=None, description="input that is 1 at the (batch, position) to count, 0 at padding")
 
+    @property
+    def channels(self) -> int | None:
+        """Extent of the channel axis; None where it is not known."""
+        extent = self.shape[self.channel_axis] if self.shape else None
+        return extent if isinstance(extent, int) else None
+
     @classmethod
     def of(cls, probe: Probe, mask: str | None = None) -> "Layer":
         return cls(

@@ -15,6 +15,9 @@ from models.data.batch import Batch
 from models.evaluation import selection_batches
 from models.instrument.graph_file import read_graph
 from models.observation import ObservedSession
+from models.staging import replaced
+from models.statistics.anomaly import Evidence
+from models.statistics.layer_features import LayerFeatures
 from models.statistics.layers import BatchStatistics, SideLayout
 from models.statistics.moments import Moments
 from models.statistics.reference import Reference
@@ -25,7 +28,7 @@ _BATCH_SIZE = 16  # every activation of a run is in memory at once
 
 
 def add_reference(artifact: Artifact, archive: Path | None = None, least: int = LEAST_SAMPLES) -> Artifact:
-    """Runs the model on its selection data and writes the reference into the folder of the artifact.
+    """Runs the model on its selection data and writes the reference into the folder of the artifact, which is replaced at the end.
 
     Args:
         artifact: of a classifier with layers.
@@ -34,32 +37,42 @@ def add_reference(artifact: Artifact, archive: Path | None = None, least: int = 
 
     Raises:
         ValueError: the model has no layers, the data are not the model's, or they are too few.
+        StagingError: the folder cannot be written.
     """
     layout = SideLayout(tuple(artifact.manifest.layers))
     if not layout.layers:
         raise ValueError(f"{artifact.manifest.name} has no layers; there is nothing to compare traffic with")
-    reference = _measure(artifact, layout, selection_batches(artifact, _BATCH_SIZE, archive))
-    if len(reference) < least:
-        raise ValueError(f"the selection data have {len(reference)} samples, a reference needs {least}; give the whole archive")
-    reference.save(artifact.folder)
-    manifest = artifact.manifest.model_copy(update={"reference_samples": len(reference)})
-    (artifact.folder / CARD).write_text(model_card(manifest), encoding="utf-8")
-    return write_manifest(artifact.folder, manifest, sorted({*manifest.files, CARD, REFERENCE}))
+    folder = artifact.folder.resolve()
+    with replaced(folder) as working:
+        reference = _measure(artifact, layout, selection_batches(artifact, _BATCH_SIZE, archive))
+        if len(reference) < least:
+            raise ValueError(f"the selection data have {len(reference)} samples, a reference needs {least}; give the whole archive")
+        reference.save(working)
+        manifest = artifact.manifest.model_copy(update={"reference_samples": len(reference)})
+        (working / CARD).write_text(model_card(manifest), encoding="utf-8")
+        made = write_manifest(working, manifest, sorted({*manifest.files, CARD, REFERENCE}))
+    return Artifact(folder, made.manifest)
 
 
 def _measure(artifact: Artifact, layout: SideLayout, batches: Iterable[Batch]) -> Reference:
-    """One row of values for each sample, and the moments of all channels over all samples."""
+    """One row of values for each sample, the moments of all channels over all samples, and what anomaly scores need."""
     session = ObservedSession(artifact, read_graph(artifact.model_path), layout)
-    values, moments = [], None
+    features = LayerFeatures(layout)
+    values, labels, means, moments = [], [], [], None
     with ThreadPoolExecutor() as workers:
-        for inputs, _ in batches:
+        for inputs, of_batch in batches:
             _, observed = session.observe(session.feed(inputs), workers)
             values.append(request_values(observed).astype(np.float32))
+            labels.append(of_batch)
+            if features.has_room(sum(map(len, labels))):
+                means.append(features.means(observed))
             channels = _channels(observed)
             moments = channels if moments is None else moments.merge(channels)
     if moments is None:
         raise ValueError(f"{artifact.manifest.name} has no selection data")
-    return Reference(np.concatenate(values), moments.mean, moments.var)
+    kept = np.concatenate(means) if len(means) == len(values) else None
+    evidence = Evidence.gather(features, np.concatenate(values), kept, np.concatenate(labels))
+    return Reference(np.concatenate(values), moments.mean, moments.var, evidence)
 
 
 def _channels(observed: BatchStatistics) -> Moments:

@@ -11,26 +11,47 @@ class StagingError(ValueError):
     """The folder cannot be written; the message says where one can be."""
 
 
+_ANOTHER_OUTPUT = "name a model repository that you may write by --output"
+
+
 @contextmanager
-def staged(folder: Path) -> Iterator[Path]:
+def staged(folder: Path, remedy: str = _ANOTHER_OUTPUT) -> Iterator[Path]:
     """A new folder to write into, which becomes `folder` at the end; if that fails, nothing is left of it.
 
     Raises:
-        StagingError: the place cannot be written; so it is known before any work is done.
+        StagingError: the place cannot be written, with the remedy; so it is known before any work is done.
     """
     working = folder.with_name(f".{folder.name}.partial")  # whoever watches the repository looks at no such name
     shutil.rmtree(working, ignore_errors=True)
     try:
         working.mkdir(parents=True)
     except OSError as error:
-        raise StagingError(
-            f"{folder} cannot be written ({error.strerror}); name a model repository that you may write by --output"
-        ) from error
+        raise StagingError(f"{folder} cannot be written ({error.strerror}); {remedy}") from error
     try:
         yield working
         working.rename(folder)
     finally:
         shutil.rmtree(working, ignore_errors=True)
+
+
+@contextmanager
+def replaced(folder: Path) -> Iterator[Path]:
+    """A copy of a folder to change, which takes its place at the end; if that fails or is interrupted, the folder stays as it was.
+
+    Raises:
+        StagingError: the place cannot be written.
+    """
+    former = folder.with_name(f".{folder.name}.former")
+    shutil.rmtree(former, ignore_errors=True)
+    try:
+        with staged(folder, remedy="copy it to a place that you may write") as working:
+            shutil.copytree(folder, working, dirs_exist_ok=True)
+            yield working
+            folder.rename(former)
+    finally:
+        if former.exists() and not folder.exists():
+            former.rename(folder)
+        shutil.rmtree(former, ignore_errors=True)
 
 
 def require_temporary_files() -> None:

@@ -1,32 +1,41 @@
 """The reference of a model: what its layers looked like for data of the kind that it was trained on, as a file of the artifact.
 
-    values    float32 (n, V)       of each sample the quantities of `request_values.py`, NaN where undefined
-    mean, var float64 (sum of C,)  of the channels of all reductions of the layout, over all elements of all samples
+    values      float32 (n, V)        of each sample the quantities of `request_values.py`, NaN where undefined
+    mean, var   float64 (sum of C,)   of the channels of all reductions of the layout, over all elements of all samples
+    labels, held_out, center, directions
+                                      what anomaly scores need beside the values: the fields of `anomaly.py`'s `Evidence`
 
-Written by `models/reference.py`; the service compares traffic with it.
+Written by `models/reference.py`; the service compares traffic with it and scores single inputs against it.
 """
 
 import zipfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.artifact import REFERENCE, Artifact, ArtifactError
+from models.statistics.anomaly import Evidence
+from models.statistics.layer_features import LayerFeatures
 from models.statistics.layers import SideLayout
 from models.statistics.moments import Floats
 from models.statistics.request_values import value_count
 
+_FIELDS = ("values", "mean", "var")
+_EVIDENCE = tuple(field.name for field in fields(Evidence))
+
 
 @dataclass(frozen=True)
 class Reference:
-    """See the module."""
+    """See the module; `evidence` is None in files of before there were anomaly scores."""
 
     values: NDArray[np.float32]
     mean: Floats
     var: Floats
+    evidence: Evidence | None = None
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -34,7 +43,8 @@ class Reference:
 
     def save(self, folder: Path) -> None:
         """Writes the file into the folder of an artifact."""
-        np.savez_compressed(folder / REFERENCE, values=self.values, mean=self.mean, var=self.var)
+        evidence = {} if self.evidence is None else vars(self.evidence)
+        np.savez_compressed(folder / REFERENCE, allow_pickle=False, **{name: getattr(self, name) for name in _FIELDS}, **evidence)
 
     @classmethod
     def load(cls, artifact: Artifact, layout: SideLayout) -> Self | None:
@@ -49,12 +59,44 @@ class Reference:
         remedy = "make it again with `python -m models reference`"
         try:
             with np.load(artifact.folder / REFERENCE, allow_pickle=False) as file:
-                reference = cls(*(file[field] for field in ("values", "mean", "var")))
+                known = {field: file[field] for field in (*_FIELDS, *_EVIDENCE) if field in file}
+            evidence = Evidence(*(known[field] for field in _EVIDENCE)) if _EVIDENCE[0] in known else None
+            reference = cls(*(known[field] for field in _FIELDS), evidence)
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise ArtifactError(f"{name} cannot be read; {remedy}") from error
-        quantities = value_count(len(layout.rows), len(layout.adds))
-        if reference.values.ndim != 2 or reference.values.shape[1] != quantities or reference.mean.shape != reference.var.shape:
-            raise ArtifactError(
-                f"{name} holds values {reference.values.shape}, the layers have {quantities} for each sample; {remedy}"
-            )
+        for field, expected in _shapes(layout, known).items():
+            if not _fits(known[field].shape, expected):
+                shown = tuple("any" if extent is None else extent for extent in expected)
+                raise ArtifactError(f"{name} holds {field} of shape {known[field].shape}, the layers need {shown}; {remedy}")
         return reference
+
+
+def _shapes(layout: SideLayout, known: Mapping[str, NDArray[Any]]) -> dict[str, tuple[int | None, ...]]:
+    """What the shapes of the fields must be; None for an extent that nothing tells."""
+    samples = len(known["values"]) if known["values"].ndim else None
+    extents = [layout.rows[layout.reduction_of.index(i)][0].channels for i in range(len(layout.reductions))]
+    channels = None if None in extents else sum(extent or 0 for extent in extents)
+    if channels is None and known["mean"].ndim:
+        channels = len(known["mean"])  # and var the same
+    shapes: dict[str, tuple[int | None, ...]] = {
+        "values": (None, value_count(len(layout.rows), len(layout.adds))),
+        "mean": (channels,),
+        "var": (channels,),
+    }
+    if _EVIDENCE[0] not in known:
+        return shapes
+    features = LayerFeatures(layout)
+    directed = known["center"].size > 0
+    width = sum(features.extents) if directed else 0
+    rows = len(features.rows) if directed else 0
+    finite = int(features.finite(known["values"]).sum()) if _fits(known["values"].shape, shapes["values"]) else None
+    return shapes | {
+        "labels": (samples,),
+        "held_out": (samples, len(layout.layers) + rows),
+        "center": (width,),
+        "directions": (finite, width),
+    }
+
+
+def _fits(shape: tuple[int, ...], expected: tuple[int | None, ...]) -> bool:
+    return len(shape) == len(expected) and all(b is None or a == b for a, b in zip(shape, expected, strict=True))
