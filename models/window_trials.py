@@ -18,7 +18,7 @@ REQUESTS = (10, 100, 1000)
 SHIFTED = (0.05, 0.1, 0.5, 1.0)
 """Fractions of the requests."""
 
-_TRIALS = 100
+_TRIALS = 200
 _FALSE_ALARM_TRIALS = 1000
 _FALSE_ALARMS_PER_MONTH = 1.0
 _SEED = 0
