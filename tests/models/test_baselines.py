@@ -1,5 +1,7 @@
 """Published scores, compared with their formulas written out in numpy sample by sample, and the features that they read."""
 
+from typing import Any
+
 import numpy as np
 import onnx
 import pytest
@@ -61,7 +63,11 @@ def test_features_of_zeros_have_a_distance() -> None:
 def classifier(*end: onnx.NodeProto) -> onnx.ModelProto:
     """x (batch, 8) -> h = relu(x W) -> the nodes at its end -> y."""
     nodes = [helper.make_node("MatMul", ["x", "w"], ["a"]), helper.make_node("Relu", ["a"], ["h"]), *end]
-    constants = {"w": graphs.weights(8, 8), "b": graphs.weights(8), "half": graphs.weights(8, 8).astype(np.float16)}
+    constants: dict[str, NDArray[Any]] = {
+        "w": graphs.weights(8, 8),
+        "b": graphs.weights(8),
+        "half": graphs.weights(8, 8).astype(np.float16),
+    }
     return graphs.graph_of(nodes, {"x": (TensorProto.FLOAT, ["batch", 8])}, {"y": (TensorProto.FLOAT, ["batch", 8])}, constants)
 
 

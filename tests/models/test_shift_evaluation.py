@@ -1,7 +1,7 @@
 """The report on shifts: its numbers are those that numpy computes from inputs, and windows are called what their test says."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -107,7 +107,7 @@ def test_numbers_of_all_shifts(artifact: Artifact, archive: Path) -> None:
     assert reference.evidence is not None
     scorer = AnomalyScorer(SideLayout(tuple(artifact.manifest.layers)), reference.values, reference.evidence)
     mahalanobis, nearest = Mahalanobis.fit(known, labels), NearestNeighbour.fit(known, 50)
-    scores = {
+    scores: dict[str, Callable[[NDArray[np.float32]], NDArray[np.float64]]] = {
         "layers": lambda x: scorer.score(values(x)).score,
         "softmax": lambda x: largest_probability(features(x) @ _HEAD),
         "energy": lambda x: energy(features(x) @ _HEAD),
