@@ -56,6 +56,7 @@ class ShiftRow:
         fpr95: by score, the fraction of the shift that passes where 95 % of the evaluation data do.
         strange: fraction of the shift with a p-value of at most `STRANGE_P`.
         windows: how often windows with inputs of the shift are called `drift`.
+        moved: fraction of the layers that stand out in a window of the shift, by thirds of the network.
     """
 
     name: str
@@ -66,6 +67,7 @@ class ShiftRow:
     fpr95: dict[str, float]
     strange: float
     windows: tuple[Detection, ...]
+    moved: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ def evaluate_shifts(
         scores, fitted_on = _scores(artifact, observer.features, archive, workers)
         progress("evaluation data")
         clean = observer.observe(batches, workers)
-        trials = WindowTrials(observer.reference, len(observer.layout.rows), clean.values)
+        trials = WindowTrials(observer.reference, observer.layout, clean.values)
         negatives = {name: score(clean) for name, score in scores.items()}
         rows = []
         for shift in shifts:
@@ -238,4 +240,5 @@ def _row(
         {name: fpr_at_95_tpr(positives[name], negatives[name]) for name in scores},
         float((observed.p_value <= STRANGE_P).mean()),
         trials.detections(observed.values),
+        trials.moved(observed.values),
     )

@@ -9,7 +9,7 @@ from models.statistics.drift import LEAST_REQUESTS
 from models.window_trials import REQUESTS, SHIFTED, Detection
 
 _GROUPS = {1: "on which choices were made", 2: "on which none was"}
-_NAME, _SCORE, _RATE = 16, 14, 7  # widths of columns
+_NAME, _SCORE, _RATE, _MOVED = 16, 14, 7, 17  # widths of columns
 
 
 def shift_table(report: ShiftReport) -> str:
@@ -21,6 +21,7 @@ def shift_table(report: ShiftReport) -> str:
         f"strange: p-value of the layers' score <= {STRANGE_P}; of the evaluation data {report.strange:.3f}",
         f"windows: fraction called drift, at {report.false_alarms_per_month:g} false alarm a month of one-minute windows",
         f"windows of fewer than {LEAST_REQUESTS} requests are added up to as many",
+        "moved: part of the layers that stand out in a window of 100, of the first, middle and last third of the network",
         *(f"note: {note}" for note in report.notes),
     ]
     for group, why in _GROUPS.items():
@@ -44,10 +45,11 @@ def _scores(rows: Sequence[ShiftRow]) -> Iterable[str]:
 def _windows(false_alarms: Sequence[Detection], rows: Sequence[ShiftRow]) -> Iterable[str]:
     kinds = [(requests, shifted) for requests in REQUESTS for shifted in (0.0, *SHIFTED)]
     yield _line("requests", [(f"{requests}" if not shifted else "", _RATE) for requests, shifted in kinds])
-    yield _line("shifted part", [(f"{shifted:.0%}", _RATE) for _, shifted in kinds])
+    yield _line("shifted part", [*((f"{shifted:.0%}", _RATE) for _, shifted in kinds), ("moved", _MOVED)])
     for row in rows:
         found = {(each.requests, each.shifted): each.drift for each in (*false_alarms, *row.windows)}
-        yield _line(row.name, [(f"{found[kind]:.3f}" if kind in found else "-", _RATE) for kind in kinds])
+        rates = [(f"{found[kind]:.3f}" if kind in found else "-", _RATE) for kind in kinds]
+        yield _line(row.name, [*rates, (" ".join(f"{third:.2f}" for third in row.moved), _MOVED)])
 
 
 def _line(name: str, cells: Iterable[tuple[str, int]]) -> str:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from models.__main__ import main
-from models.artifact import Artifact, load_artifact
+from models.artifact import Artifact, Layer, load_artifact
 from models.baselines import Mahalanobis, NearestNeighbour, energy, largest_probability
 from models.data import imagenette
 from models.evaluation import auroc, evaluation_batches, fpr_at_95_tpr, training_batches
@@ -160,12 +161,21 @@ def test_bad_arguments(artifact: Artifact, archive: Path) -> None:
         evaluate_shifts(bare, archive, samples=4)
 
 
-def trials(clean: int) -> WindowTrials:
-    """One layer side of independent normal values, 500 in the reference and so many in the evaluation data."""
+def trials(clean: int, layers: int = 1) -> WindowTrials:
+    """Layers with one side of independent normal values each, 500 in the reference and so many in the evaluation data."""
     rng = np.random.default_rng(0)
-    return WindowTrials(
-        Reference(rng.normal(size=(500, 3)).astype(np.float32), np.zeros(1), np.ones(1)), 1, rng.normal(size=(clean, 3))
-    )
+    kind: dict[str, Any] = {"kind": "layer_norm", "shape": None, "channel_axis": -1, "epsilon": None, "gamma": None, "beta": None}
+    named = [Layer(layer=f"{i}", tensors={"before": f"{i}"}, **kind) for i in range(layers)]
+    reference = Reference(rng.normal(size=(500, 3 * layers)).astype(np.float32), np.zeros(1), np.ones(1))
+    return WindowTrials(reference, SideLayout(tuple(named)), rng.normal(size=(clean, 3 * layers)))
+
+
+def test_layers_that_stand_out_are_told_by_thirds() -> None:
+    """Of six layers, in the order of execution, the std of the fourth and both means of the last two have moved."""
+    shifted = np.random.default_rng(1).normal(size=(100, 18))
+    assert trials(60, layers=6).moved(shifted) == (0, 0, 0)
+    shifted[:, [4, 5, 6 + 3]] += 3
+    assert trials(60, layers=6).moved(shifted) == (0, 0.5, 1)
 
 
 def test_windows_of_shifted_requests_are_drift() -> None:
