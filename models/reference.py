@@ -44,7 +44,7 @@ def add_reference(artifact: Artifact, archive: Path | None = None, least: int = 
         raise ValueError(f"{artifact.manifest.name} has no layers; there is nothing to compare traffic with")
     folder = artifact.folder.resolve()
     with replaced(folder) as working:
-        reference = _measure(artifact, layout, selection_batches(artifact, _BATCH_SIZE, archive))
+        reference = measure(artifact, layout, selection_batches(artifact, _BATCH_SIZE, archive))
         if len(reference) < least:
             raise ValueError(f"the selection data have {len(reference)} samples, a reference needs {least}; give the whole archive")
         reference.save(working)
@@ -54,8 +54,12 @@ def add_reference(artifact: Artifact, archive: Path | None = None, least: int = 
     return Artifact(folder, made.manifest)
 
 
-def _measure(artifact: Artifact, layout: SideLayout, batches: Iterable[Batch]) -> Reference:
-    """One row of values for each sample, the moments of all channels over all samples, and what anomaly scores need."""
+def measure(artifact: Artifact, layout: SideLayout, batches: Iterable[Batch]) -> Reference:
+    """The reference of a model for these batches of inputs and labels.
+
+    Raises:
+        ValueError: there are none, or fewer than two samples are finite.
+    """
     session = ObservedSession(artifact, read_graph(artifact.model_path), layout)
     features = LayerFeatures(layout)
     values, labels, means, moments = [], [], [], None
@@ -71,8 +75,8 @@ def _measure(artifact: Artifact, layout: SideLayout, batches: Iterable[Batch]) -
     if moments is None:
         raise ValueError(f"{artifact.manifest.name} has no selection data")
     kept = np.concatenate(means) if len(means) == len(values) else None
-    evidence = Evidence.gather(features, np.concatenate(values), kept, np.concatenate(labels))
-    return Reference(np.concatenate(values), moments.mean, moments.var, evidence)
+    rows = np.concatenate(values)
+    return Reference(rows, moments.mean, moments.var, Evidence.gather(features, rows, kept, np.concatenate(labels)))
 
 
 def _channels(observed: BatchStatistics) -> Moments:

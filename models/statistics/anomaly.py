@@ -2,7 +2,7 @@
 
 Two kinds of evidence, both by layer and both against the n samples of the reference:
 
-    values      relative Mahalanobis distance (`mahalanobis.py`) of dimensionless features: of each side mean / rms and log std, of
+    values      distance to the nearest class (`mahalanobis.py`) of dimensionless features: of each side mean / rms and log std, of
                 each add log residual_ratio and cosine; rms = sqrt(mean^2 + std^2), so that the number of elements plays no part
     directions  distance to the nearest sample (`neighbours.py`) in the channel means after each normalization; only where the
                 reference has room for those of all its samples (`layer_features.py`)
@@ -22,6 +22,7 @@ Source: Vovk, Gammerman & Shafer 2005, "Algorithmic Learning in a Random World",
 (arXiv:1208.0806); Bates et al. 2023, "Testing for Outliers with Conformal p-values" (arXiv:2104.08279), section 2.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -29,8 +30,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.statistics.layer_features import LayerFeatures
-from models.statistics.layers import BatchStatistics, SideLayout
-from models.statistics.mahalanobis import RelativeMahalanobis
+from models.statistics.layers import BatchStatistics, SampleStatistics, SideLayout
+from models.statistics.mahalanobis import MahalanobisDistance
 from models.statistics.moments import Floats
 from models.statistics.neighbours import Neighbours
 from models.statistics.request_values import request_values
@@ -45,7 +46,7 @@ class Evidence:
 
     Attributes:
         labels: int32 (n,), classes of the samples.
-        held_out: float32 (n, L + R), the relative Mahalanobis distance of each sample by layer, then its distance in each row, by
+        held_out: float32 (n, L + R), the Mahalanobis distance of each sample by layer, then its distance in each row, by
             fits without the sample; NaN for samples that are not finite.
         center: float64 (K,), see `neighbours.py`; K is 0 without directions.
         directions: float16 (n, K), likewise; only of the samples that are finite.
@@ -81,7 +82,7 @@ class Evidence:
         folds = np.random.default_rng(_SEED).permutation(len(finite)) % _FOLDS
         for fold in np.unique(folds):
             left = folds == fold
-            distance = RelativeMahalanobis.fit(known[~left], classes[~left]).contributions(known[left])
+            distance = MahalanobisDistance.fit(known[~left], classes[~left]).contributions(known[left])
             neighbours = Neighbours.fit(channels[~left], extents).distances(channels[left])
             held_out[finite[left]] = np.concatenate([features.by_layer(distance), neighbours], axis=1)
         fitted = Neighbours.fit(channels, extents)
@@ -117,7 +118,7 @@ class AnomalyScorer:
         self.features = LayerFeatures(layout)
         self._layers = len(layout.layers)
         finite = self.features.finite(values)
-        self._distance = RelativeMahalanobis.fit(self.features.of(values[finite]), evidence.labels[finite])
+        self._distance = MahalanobisDistance.fit(self.features.of(values[finite]), evidence.labels[finite])
         self.needs_channels = evidence.directions.shape[1] > 0
         extents = tuple(self.features.extents) if self.needs_channels else ()
         self._neighbours = Neighbours(extents, evidence.center, evidence.directions.astype(np.float32))
@@ -153,6 +154,16 @@ class AnomalyScorer:
     def score_batch(self, observed: BatchStatistics) -> Anomalies:
         """The scores of all samples of a batch, whose run was asked for channels where `needs_channels`."""
         return self.score(request_values(observed), self.features.means(observed) if self.needs_channels else None)
+
+    def score_samples(self, samples: Sequence[SampleStatistics]) -> Anomalies:
+        """The scores of samples of several batches, whose runs were asked for channels where `needs_channels`."""
+        batches = {id(sample.batch): sample.batch for sample in samples}
+        values = {key: request_values(batch) for key, batch in batches.items()}
+        means = {key: self.features.means(batch) for key, batch in batches.items()} if self.needs_channels else None
+        return self.score(
+            np.stack([values[id(sample.batch)][sample.index] for sample in samples]),
+            None if means is None else np.stack([means[id(sample.batch)][sample.index] for sample in samples]),
+        )
 
     def _contributions(self, distances: Floats) -> Floats:
         """Of the layers to the score, (N, L); of distances (N, L + R) as `Evidence.held_out` lists them."""

@@ -1,10 +1,11 @@
-"""Relative Mahalanobis distance: features of samples of known classes in, how far a sample lies from the nearest class out.
+"""Mahalanobis distance: features of samples of known classes in, how far a sample lies from the nearest class out.
 
     MD_k(z) = (z - mu_k)' S^-1 (z - mu_k)      S: covariance within the classes, shared by them
     MD_0(z) = (z - mu_0)' S_0^-1 (z - mu_0)    mu_0, S_0: of all samples, their classes unheeded
-    RMD(z)  = min over k of MD_k(z) - MD_0(z)
+    d(z)    = min over k of MD_k(z) - MD_0(z) / 2
 
-Taking MD_0 away removes the directions in which all samples vary, which say nothing of a sample's class.
+which is the mean of the Mahalanobis distance, min MD_k, and the relative one, min MD_k - MD_0. The relative one tells better what
+is near the classes and is none of them, but is blind where all samples vary as much as those of a class; the other sees that.
 
 Source: Lee et al. 2018, "A Simple Unified Framework for Detecting Out-of-Distribution Samples and Adversarial Attacks"
 (arXiv:1807.03888), equation 2; Ren et al. 2021, "A Simple Fix to Mahalanobis Distance for Improving Near-OOD Detection"
@@ -20,13 +21,14 @@ from numpy.typing import NDArray
 
 from models.statistics.moments import Floats
 
+_RELATIVE = 0.5  # the share of the relative distance
 _SHRINKAGE = 0.01
 _LEAST_DEVIATION = 1e-3  # ten times the tolerance of the statistics: what varies less is rounding
 _LEAST_VARIANCE = 1e-6  # of standardized features that do not vary at all
 
 
 @dataclass(frozen=True)
-class RelativeMahalanobis:
+class MahalanobisDistance:
     """Fitted to n samples with F features, z = (feature - location) / scale.
 
     Attributes:
@@ -60,10 +62,10 @@ class RelativeMahalanobis:
         return cls(location, scale, within, _inverse_root(z), means @ within)
 
     def contributions(self, features: Floats) -> Floats:
-        """What every feature adds to RMD, float64 (N, F): the sum of a row is the distance of that sample.
+        """What every feature adds to d, float64 (N, F): the sum of a row is the distance of that sample.
 
         By the symmetric root each term of a distance belongs to one feature, also where features are correlated; a term may be
-        negative, where all samples vary more than those of the nearest class.
+        negative, where the sample is closer to the nearest class than to the mean of all.
 
         Source: Garthwaite & Koch 2016, "Evaluating the contributions of individual variables to a quadratic form", section 2.
 
@@ -74,7 +76,7 @@ class RelativeMahalanobis:
         whitened = z @ self.within
         distances = (self.classes**2).sum(1) - 2 * whitened @ self.classes.T  # up to what the classes share
         nearest = self.classes[distances.argmin(1)]
-        return np.asarray(np.square(whitened - nearest) - np.square(z @ self.overall))
+        return np.asarray(np.square(whitened - nearest) - _RELATIVE * np.square(z @ self.overall))
 
 
 def _inverse_root(deviations: Floats) -> Floats:

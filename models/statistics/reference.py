@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.artifact import REFERENCE, Artifact, ArtifactError
-from models.statistics.anomaly import Evidence
+from models.statistics.anomaly import AnomalyScorer, Evidence
 from models.statistics.layer_features import LayerFeatures
 from models.statistics.layers import SideLayout
 from models.statistics.moments import Floats
@@ -40,6 +40,10 @@ class Reference:
     def __len__(self) -> int:
         """Number of samples."""
         return len(self.values)
+
+    def scorer(self, layout: SideLayout) -> AnomalyScorer | None:
+        """What scores samples against it; None without evidence."""
+        return None if self.evidence is None else AnomalyScorer(layout, self.values, self.evidence)
 
     def save(self, folder: Path) -> None:
         """Writes the file into the folder of an artifact."""

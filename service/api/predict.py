@@ -10,7 +10,9 @@ from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from models.artifact import Layer
+from models.statistics.anomaly import AnomalyScorer
 from models.statistics.distribution import VALUES
+from service.api.anomaly import describe_anomalies, scorer_of
 from service.api.answers import documented_errors, json_answer
 from service.api.bodies import read_inputs
 from service.api.layers import choose_layers
@@ -50,7 +52,7 @@ router = APIRouter(prefix="/v1/models", tags=["predict"])
 @router.post(
     "/{model}/predict",
     response_model=PredictAnswer,
-    responses=documented_errors(404, 408, 413, 415, 422, 429, 501, 503, 504),
+    responses=documented_errors(404, 408, 409, 413, 415, 422, 429, 501, 503, 504),
     openapi_extra=_BODY | {"parameters": documented_query(PredictQuery)},
 )
 async def predict(request: Request, model: str) -> Response:
@@ -59,6 +61,7 @@ async def predict(request: Request, model: str) -> Response:
     query = read_query(request, PredictQuery)
     with state.repository.reserve(model, query.version) as served:
         manifest = served.manifest
+        scorer = scorer_of(served) if query.anomaly else None
         everything = query.statistics == "none" and query.layers == "*"  # then nothing reads the choice
         chosen = [] if everything else choose_layers(manifest.layers, query.layers, model)
         inputs = await read_inputs(request, manifest, state.settings)
@@ -72,17 +75,15 @@ async def predict(request: Request, model: str) -> Response:
             stages_s = time.perf_counter() - start
         outcomes, timing = await served.predict(
             inputs,
-            statistics=query.statistics != "none",
-            channels=query.statistics == "channels",
+            statistics=query.statistics != "none" or scorer is not None,
+            channels=query.statistics == "channels" or (scorer is not None and scorer.needs_channels),
             timeout_s=timeout_s - stages_s,
         )
     state.observe_inference(manifest.name, timing)
-    describe = partial(_describe, manifest.labels, query, chosen)
-    if query.statistics == "none":
-        predictions = [describe(outcome) for outcome in outcomes]
-    else:  # up to a million numbers: not on the event loop
-        of_each: Sequence[Stages | None] = stages or [None] * len(outcomes)
-        predictions = await run_in_threadpool(lambda: [*map(describe, outcomes, of_each)])
+    describe = partial(_describe_all, manifest.labels, query, chosen, outcomes, stages, scorer)
+    # up to a million numbers, and scores: not on the event loop
+    quick = query.statistics == "none" and scorer is None
+    predictions = describe() if quick else await run_in_threadpool(describe)
     return json_answer(
         {
             "model": manifest.name,
@@ -98,11 +99,27 @@ async def predict(request: Request, model: str) -> Response:
     )
 
 
+def _describe_all(
+    labels: list[str],
+    query: PredictQuery,
+    layers: list[Layer],
+    outcomes: Sequence[Outcome],
+    stages: Sequence[Stages] | None,
+    scorer: AnomalyScorer | None,
+) -> list[dict[str, Any]]:
+    of_each: Sequence[Stages | None] = stages or [None] * len(outcomes)
+    described = [_describe(labels, query, layers, *each) for each in zip(outcomes, of_each, strict=True)]
+    if scorer is not None:
+        for prediction, anomaly in zip(described, describe_anomalies(scorer, outcomes), strict=True):
+            prediction["anomaly"] = anomaly
+    return described
+
+
 def _describe(
-    labels: list[str], query: PredictQuery, layers: list[Layer], outcome: Outcome, stages: Stages | None = None
+    labels: list[str], query: PredictQuery, layers: list[Layer], outcome: Outcome, stages: Stages | None
 ) -> dict[str, Any]:
     described: dict[str, Any] = {"labels": describe_labels(labels, query.top_k, outcome), "truncated": outcome.truncated}
-    if outcome.statistics is not None:
+    if outcome.statistics is not None and query.statistics != "none":
         layer_statistics = outcome.statistics.describe(layers, channels=query.statistics == "channels")
         for layer in layer_statistics:
             for side, in_full in (stages or {}).get(layer["layer"], {}).items():

@@ -35,6 +35,7 @@ class PredictQuery(InputsQuery):
     statistics: PredictLevel = Field(
         default="none", description="how much to return of every layer; histogram: of at most 16, which `layers` must name"
     )
+    anomaly: bool = Field(default=False, description="how far the layers of each input lie from the reference of the model")
 
 
 _Query = TypeVar("_Query", bound=BaseModel)

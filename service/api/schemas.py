@@ -28,7 +28,9 @@ _QUANTILES: dict[str, Any] = {"1": -2.8, "5": -2.0, "25": -0.8, "50": 0.0, "75":
 _NORMALIZED = _SIDE | {"mean": 0.0, "var": 1.0, "std": 1.0, "l2": 32.0}
 _LAYER: dict[str, Any] = {"layer": "blocks.0.attention_norm", "kind": "layer_norm", "before": _SIDE, "after": _NORMALIZED}
 _LABEL: dict[str, Any] = {"label": "balance", "score": 0.93}
-_PREDICTION: dict[str, Any] = {"labels": [_LABEL], "truncated": False, "layers": [_LAYER]}
+_CONTRIBUTION: dict[str, Any] = {"layer": "blocks.1.attention_norm", "contribution": 0.9}
+_ANOMALY: dict[str, Any] = {"score": 2.1, "p_value": 0.021, "layers": [_CONTRIBUTION]}
+_PREDICTION: dict[str, Any] = {"labels": [_LABEL], "truncated": False, "layers": [_LAYER], "anomaly": _ANOMALY}
 _TIMING: dict[str, Any] = {"preprocess_ms": 0.2, "queue_ms": 0.1, "inference_ms": 1.4}
 _ERROR: dict[str, Any] = {
     "code": "unknown_model",
@@ -175,6 +177,30 @@ class LayerStatistics(BaseModel):
     cosine: float | None = Field(default=None, description="of F(x) and x")
 
 
+class LayerContribution(BaseModel):
+    """The part of one layer in the score of an input."""
+
+    model_config = _like(_CONTRIBUTION)
+
+    layer: str
+    contribution: float | None = Field(description="to the score, the sum of those of all layers; null for infinity")
+
+
+class AnomalyAnswer(BaseModel):
+    """How far the layers of an input lie from the reference of the model."""
+
+    model_config = _like(_ANOMALY)
+
+    score: float | None = Field(
+        description="near 0 for an input like those of the reference, in their standard deviations; null for infinity: "
+        "the statistics of a layer are not finite"
+    )
+    p_value: float = Field(
+        description="(1 + number of reference scores >= score) / (n + 1): the fraction of such inputs that are as strange"
+    )
+    layers: list[LayerContribution] = Field(description="at most 5 that raise the score, the largest contribution first")
+
+
 class PredictionAnswer(BaseModel):
     """The outcome for one input."""
 
@@ -183,6 +209,7 @@ class PredictionAnswer(BaseModel):
     labels: list[LabelScore] = Field(description="the best first; none where the model has no labels")
     truncated: bool = Field(description="the text was longer than the model reads and was cut")
     layers: list[LayerStatistics] | None = Field(default=None, description="absent for statistics=none")
+    anomaly: AnomalyAnswer | None = Field(default=None, description="with anomaly=true")
 
 
 class TimingAnswer(BaseModel):

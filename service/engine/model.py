@@ -61,6 +61,7 @@ class ServedModel:
         self.manifest = artifact.manifest
         self.layout = SideLayout(tuple(self.manifest.layers))
         self.reference = Reference.load(artifact, self.layout)
+        self.scorer = self.reference.scorer(self.layout) if self.reference is not None else None
         self.traffic = traffic_of(self.manifest, self.layout)
         self.counters = Counters()
         self._settings = settings

@@ -20,6 +20,7 @@ from schemathesis.engine import events, from_schema
 
 from service.settings import Settings
 from tests.conftest import SmallRepository, running_server
+from tests.references import copy_with_references
 
 _EXAMPLES = 20
 _MAX_INPUTS = 4
@@ -226,9 +227,10 @@ def _narrowed(document: dict[str, Any], label: str, model: str, layers: list[str
 
 
 @pytest.fixture(scope="module")
-def steady(small_repository: SmallRepository) -> Iterator[httpx.Client]:
-    """A server whose models stay."""
-    with running_server(Settings(model_repository=small_repository.folder, max_inputs=_MAX_INPUTS)) as client:
+def steady(small_repository: SmallRepository, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    """A server whose models stay and have references."""
+    folder = copy_with_references(small_repository.folder, tmp_path_factory.mktemp("referenced"))
+    with running_server(Settings(model_repository=folder, max_inputs=_MAX_INPUTS)) as client:
         yield client
 
 
