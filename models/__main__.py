@@ -8,9 +8,14 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from models.artifact import Artifact
 
 _NEEDS_TRAIN = "this command needs the training extra: pip install 'normscope[train]'"
 _MODELS = ("resnet50", "encoder")
+_NO_SETS = Path()  # `--shift` without a file
 _ARTIFACTS = Path(__file__).parent / "artifacts"  # what the service serves by default
 
 
@@ -79,7 +84,31 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from models.artifact import load_artifact
     from models.evaluation import evaluate
 
-    _print_metrics(evaluate(load_artifact(arguments.artifact), arguments.archive))
+    artifact = load_artifact(_artifact_folder(arguments.artifact))
+    if arguments.shift is not None:
+        _evaluate_shifts(artifact, arguments)
+        return
+    if arguments.samples is not None:
+        raise ValueError("--samples is of shifts: give --shift too, or leave it out")
+    metrics = evaluate(artifact, arguments.archive)
+    if arguments.json:
+        print(json.dumps(metrics, indent=1))
+    else:
+        _print_metrics(metrics)
+
+
+def _evaluate_shifts(artifact: "Artifact", arguments: argparse.Namespace) -> None:
+    from models.shift_evaluation import DEFAULT_SAMPLES, evaluate_shifts
+    from models.shift_table import shift_table
+
+    report = evaluate_shifts(
+        artifact,
+        arguments.archive,
+        arguments.shift if arguments.shift != _NO_SETS else None,
+        DEFAULT_SAMPLES if arguments.samples is None else arguments.samples,
+        lambda name: print(f"{name} ...", file=sys.stderr, flush=True),
+    )
+    print(json.dumps(asdict(report), indent=1) if arguments.json else shift_table(report))
 
 
 def _quantize(arguments: argparse.Namespace) -> None:
@@ -211,9 +240,9 @@ def build_parser() -> argparse.ArgumentParser:
     importing.set_defaults(action=_import)
 
     evaluate = commands.add_parser("evaluate", help="measure an artifact on its evaluation data")
-    evaluate.add_argument("artifact", type=Path, help="folder NAME/VERSION")
+    evaluate.add_argument("artifact", help="resnet50, encoder, or a folder NAME/VERSION")
     archive_option(evaluate)
-    evaluate.set_defaults(action=_evaluate)
+    _shift_options(evaluate)
 
     quantize = commands.add_parser("quantize", help="make the 8-bit version NAME/VERSION-int8 of a photo model, and measure it")
     quantize.add_argument("artifact", help="resnet50, or a folder NAME/VERSION")
@@ -240,6 +269,20 @@ def build_parser() -> argparse.ArgumentParser:
     inspect.add_argument("--samples", type=int, help="of the evaluation data, by a fixed seed; default all")
     inspect.set_defaults(action=_inspect)
     return parser
+
+
+def _shift_options(evaluate: argparse.ArgumentParser) -> None:
+    evaluate.add_argument(
+        "--shift",
+        type=Path,
+        nargs="?",
+        const=_NO_SETS,
+        metavar="FILE",
+        help="tell shifted inputs from the evaluation data; FILE is an archive of foreign ones, left out without it",
+    )
+    evaluate.add_argument("--samples", type=int, help="most inputs of a shift; default 400")
+    evaluate.add_argument("--json", action="store_true", help="as JSON")
+    evaluate.set_defaults(action=_evaluate)
 
 
 def main(argv: list[str] | None = None) -> None:

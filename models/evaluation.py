@@ -53,6 +53,16 @@ def auroc(positive: NDArray[np.float64], negative: NDArray[np.float64]) -> float
     return float((below + not_above).mean() / 2 / len(negative))
 
 
+def fpr_at_95_tpr(shifted: NDArray[np.float64], clean: NDArray[np.float64]) -> float:
+    """Fraction of the shifted that is taken for clean at the lowest threshold at or below which 95 % of the clean score.
+
+    Source: Liang et al. 2018, "Enhancing The Reliability of Out-of-distribution Image Detection in Neural Networks"
+    (arXiv:1706.02690), section 4.3: clean is positive.
+    """
+    threshold = np.sort(clean)[-(-95 * len(clean) // 100) - 1]
+    return float((shifted <= threshold).mean())
+
+
 def run_logits(artifact: Artifact, batches: Iterator[Batch]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Logits (n, classes) and labels (n,) of all batches."""
     session = onnxruntime.InferenceSession(str(artifact.model_path), providers=["CPUExecutionProvider"])
@@ -64,19 +74,26 @@ def run_logits(artifact: Artifact, batches: Iterator[Batch]) -> tuple[NDArray[np
     return np.concatenate(logits), np.concatenate(labels)
 
 
-def evaluation_batches(artifact: Artifact, archive: Path | None = None, count: int | None = None) -> Iterator[Batch]:
+def evaluation_batches(
+    artifact: Artifact, archive: Path | None = None, count: int | None = None, batch_size: int = _BATCH_SIZE
+) -> Iterator[Batch]:
     """The evaluation split of the data set that the model was trained on, or `count` samples of it by a fixed seed, in order.
 
     Raises:
         DownloadError: the official archive cannot be fetched.
         ValueError: the archive is not in the official layout, or its classes are not the model's.
     """
-    return _batches(artifact, "val", "test", _BATCH_SIZE, archive, count)
+    return _batches(artifact, "val", "test", batch_size, archive, count)
 
 
 def selection_batches(artifact: Artifact, batch_size: int, archive: Path | None = None) -> Iterator[Batch]:
     """The part of the training data that was kept for selection, never trained on; raises as `evaluation_batches`."""
     return _batches(artifact, "selection", "val", batch_size, archive)
+
+
+def training_batches(artifact: Artifact, archive: Path | None = None, count: int | None = None) -> Iterator[Batch]:
+    """What the model was trained on, as it is served; raises as `evaluation_batches`, and `count` is as there."""
+    return _batches(artifact, "train", "train", _BATCH_SIZE, archive, count)
 
 
 def _batches(

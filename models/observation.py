@@ -19,14 +19,16 @@ from models.statistics.layers import BatchReducer, BatchStatistics, RunOutputs, 
 class ObservedSession:
     """A loaded graph whose tensors on the sides of the layers are outputs too."""
 
-    def __init__(self, artifact: Artifact, model: onnx.ModelProto, layout: SideLayout) -> None:
+    def __init__(self, artifact: Artifact, model: onnx.ModelProto, layout: SideLayout, further: Sequence[str] = ()) -> None:
         """
         Args:
             artifact: whose inputs and outputs the graph has, and whose folder holds its external weights.
             model: the graph as `read_graph` reads it, which may have been given further inputs; it is changed.
             layout: of the layers that are seen.
+            further: tensors of the graph that are handed out as they are.
         """
         self._inputs = [spec.name for spec in artifact.manifest.inputs]
+        self._further = list(further)
         self._scores = artifact.manifest.outputs[artifact.manifest.scores_output or 0].name
         self._taps = list(dict.fromkeys(each.tensor for each in layout.reductions))
         widened = widen(model, self._taps)
@@ -35,7 +37,7 @@ class ObservedSession:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # it warns of initializers that are inputs too
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(artifact.folder))
-        graph = add_taps(model, self._tapped).SerializeToString()
+        graph = add_taps(model, [*self._tapped, *self._further]).SerializeToString()
         self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
     def feed(self, inputs: Sequence[NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -48,5 +50,12 @@ class ObservedSession:
 
     def observe(self, feed: Mapping[str, NDArray[Any]], workers: Executor) -> tuple[NDArray[Any], BatchStatistics]:
         """The scores and the statistics of all layers; `workers` are threads that reduce."""
-        scores, *tensors = self._session.run([self._scores, *self._tapped], dict(feed))
-        return scores, self._reducer.reduce(RunOutputs(dict(zip(self._taps, tensors, strict=True))), feed, workers)
+        (scores, *_), observed = self.observe_all(feed, workers)
+        return scores, observed
+
+    def observe_all(self, feed: Mapping[str, NDArray[Any]], workers: Executor) -> tuple[list[NDArray[Any]], BatchStatistics]:
+        """The scores and the further tensors, and the statistics of all layers."""
+        tensors = self._session.run([self._scores, *self._further, *self._tapped], dict(feed))
+        asked = 1 + len(self._further)
+        outputs = RunOutputs(dict(zip(self._taps, tensors[asked:], strict=True)))
+        return tensors[:asked], self._reducer.reduce(outputs, feed, workers)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from models.artifact import Artifact, TensorSpec, write_manifest
 from models.data import clinc150, imagenette
-from models.evaluation import accuracy, auroc, evaluate, expected_calibration_error, run_logits
+from models.evaluation import accuracy, auroc, evaluate, expected_calibration_error, fpr_at_95_tpr, run_logits
 from models.postprocessing import softmax
 from models.preprocessing import ImagePreprocessing, TextPreprocessing, decode_image, encode_text
 from tests.networks import draft_manifest
@@ -109,6 +109,17 @@ def test_auroc_is_the_fraction_of_ordered_pairs() -> None:
     positive, negative = rng.integers(2, 9, 80) / 10, rng.integers(0, 7, 50) / 10
     pairs = [(p > n) + 0.5 * (p == n) for p in positive for n in negative]
     assert auroc(positive, negative) == pytest.approx(np.mean(pairs))
+
+
+@pytest.mark.parametrize("clean", [20, 37, 100])
+def test_what_passes_where_95_percent_of_the_clean_do(clean: int) -> None:
+    """As the lowest threshold says at or below which 95 % of the clean lie, found by trying all, with ties."""
+    rng = np.random.default_rng(clean)
+    negative, positive = rng.integers(0, 30, clean) / 10, rng.integers(10, 50, 60) / 10
+    threshold = min(t for t in negative if (negative <= t).sum() * 100 >= 95 * clean)
+    assert fpr_at_95_tpr(positive, negative) == pytest.approx((positive <= threshold).mean())
+    assert fpr_at_95_tpr(negative + 100, negative) == 0
+    assert fpr_at_95_tpr(negative - 100, negative) == 1
 
 
 def _save(folder: Path, nodes: list[onnx.NodeProto], inputs: dict[str, int], weights: dict[str, NDArray[np.float32]]) -> None:
