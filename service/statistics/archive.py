@@ -80,6 +80,26 @@ def roll_up(database: Database, retention: Retention, now: float, stopping: Call
                 connection.execute(delete(table).where(old))
 
 
+def keep_newest(database: Database, max_bytes: int) -> None:
+    """Deletes the oldest windows of all series, until what is left takes `max_bytes` at most.
+
+    Raises:
+        sqlalchemy.exc.SQLAlchemyError: the database is full, locked or not there.
+    """
+    w, c = windows_table.c, channels_table.c
+    of_channels = func.length(c.moments)
+    of_windows = func.length(w.moments) + func.length(w.sketches) + func.coalesce(func.length(w.scores), 0)
+    with database.writing() as connection:
+        sizes = [*connection.execute(select(w.start, of_windows)), *connection.execute(select(c.start, of_channels))]
+        total = 0
+        for start, size in sorted((row[0], row[1]) for row in sizes)[::-1]:
+            total += size
+            if total > max_bytes:
+                for table in (windows_table, channels_table):
+                    connection.execute(delete(table).where(table.c.start <= start))
+                return
+
+
 def _merge_oldest(database: Database, table: Table, series: int, coarse_s: int, before: int, sides: int, adds: int) -> bool:
     """Merges the windows of the oldest coarse window that ends until `before`; whether there was one."""
     c = table.c

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from service.statistics.archive import roll_up, write_parts
+from service.statistics.archive import keep_newest, roll_up, write_parts
 from service.statistics.database import Database, NewerDatabaseError
 from service.statistics.retention import Retention
 from service.statistics.series import Series
@@ -19,6 +19,7 @@ from service.statistics.traffic import TrafficStatistics
 _ROLL_UP_S = 60
 _SLOW_S = 5  # beyond three intervals: as long as one statement may take
 _END_S = 10  # for the last store; SQLite waits 5 s for a lock, and a statement of PostgreSQL takes 5 s at most
+_MEMORY_BYTES = 256 << 20  # of all models, where nothing but memory keeps them
 _MARGIN_S = 60  # storing takes its time, and clocks of replicas differ
 _log = logging.getLogger("normscope")
 
@@ -121,6 +122,8 @@ class StatisticsWriter:
         self._rolled_up_at = now
         try:
             roll_up(self._database, self._retention, now, self._stop.is_set)
+            if self._database.in_memory:
+                keep_newest(self._database, _MEMORY_BYTES)
         except Exception as error:  # new statistics are stored all the same
             _log.warning(
                 "old statistics cannot be merged (%s); tried again in %d s",

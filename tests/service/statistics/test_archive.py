@@ -1,7 +1,10 @@
 """Windows in a database: found again, merged into hours and days, deleted, and never counted twice."""
 
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from itertools import chain, repeat
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ from sqlalchemy import Table, func, select
 
 from models.statistics.drift import ReferenceRanks, WindowScores
 from models.statistics.request_values import request_values
+from service.statistics import writer as writers
 from service.statistics.archive import roll_up
 from service.statistics.database import Database, channels_table, windows_table
 from service.statistics.history import History
@@ -118,6 +122,68 @@ def test_the_database_stays_bounded(database: Database) -> None:
         oldest = connection.execute(select(func.min(windows_table.c.start))).scalar_one()
         assert connection.execute(select(func.count()).select_from(channels_table)).scalar_one() <= most
     assert oldest >= clock.now - 31 * DAY_S
+
+
+def _bytes(database: Database) -> int:
+    """Of all moments and sketches that are stored."""
+    with database.reading() as connection:
+        w, c = windows_table.c, channels_table.c
+        of_windows = select(func.sum(func.length(w.moments) + func.length(w.sketches)))
+        of_channels = select(func.sum(func.length(c.moments)))
+        return sum(connection.execute(query).scalar_one() or 0 for query in (of_windows, of_channels))
+
+
+def test_in_memory_the_newest_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a service keeps in memory never takes more than its bound, of whatever length the windows are: the oldest are deleted,
+    and what is left is whole. A file keeps all.
+    """
+    bound = 30_000
+    monkeypatch.setattr(writers, "_MEMORY_BYTES", bound)
+    for opened in (Database("sqlite://"), Database.file(tmp_path / "statistics.sqlite")):
+        clock = Clock()
+        service = Service(opened, clock)
+        start, sizes = clock.now, []
+        for step in range(40):
+            clock.now = start + step * HOUR_S / 2
+            serve(service.traffic, 1, seed=step)
+            assert service.writer.store()
+            sizes.append(_bytes(opened))
+        stored = service.history.read(service.traffic, start - DAY_S, clock.now + 60)
+        assert stored.complete
+        if opened.in_memory:
+            assert max(sizes) <= bound
+            assert min(sizes[20:]) > bound / 2
+            first = stored.parts[0].start
+            assert stored.requests == sum(start + step * HOUR_S / 2 >= first for step in range(40))
+        else:
+            assert max(sizes) > bound
+            assert stored.requests == 40
+        opened.close()
+
+
+def test_the_file_stays_bounded(tmp_path: Path) -> None:
+    """Over simulated weeks the file reaches its size and stays there, though all is written, merged and deleted; its log takes no
+    more than the thousand pages of 4 KiB after which SQLite begins it anew, and one transaction.
+    """
+    clock = Clock()
+    path = tmp_path / "statistics.sqlite"
+    database = Database.file(path)
+    traffic = TrafficStatistics(SERIES, 900, clock)
+    writer = StatisticsWriter(database, Retention.parse("1h,1d,3d"), lambda: [traffic], 10, clock)
+    start, pages, on_disk = clock.now, [], []
+    for step in range(120):  # 20 days
+        clock.now = start + step * 4 * HOUR_S
+        for quarter in range(2):
+            clock.now += 900 * quarter
+            serve(traffic, 1, seed=step)
+            assert writer.store()
+        with closing(sqlite3.connect(path)) as other:
+            pages.append(other.execute("PRAGMA page_count").fetchone()[0])
+        on_disk.append(sum(file.stat().st_size for file in tmp_path.iterdir()))
+    filled = 6 * 6  # the steps of 6 days: all that is kept for 3 days is there, and some has been deleted
+    assert max(pages[filled:]) <= 1.1 * max(pages[:filled])
+    assert max(on_disk) <= 4096 * (max(pages) + 1.1 * 1000)
+    database.close()
 
 
 def test_storing_again_counts_once(database: Database) -> None:
