@@ -16,7 +16,7 @@ from service.statistics.store import StatisticsStore
 
 _LOOK_S = 1.0
 _LATE_S = 1.0  # what was served in a window may be counted a moment later
-_STORED_LATE_S = 2.0  # storing takes other replicas so long
+_STORING_S = 1.0  # other replicas store their part every `statistics_flush_s`, and take so long
 _log = logging.getLogger("normscope")
 
 
@@ -50,8 +50,7 @@ class DriftMonitor:
         """`tell` is called with every change of state; it must return at once."""
         self._repository, self._history, self._tell, self._clock = repository, statistics.history, tell, clock
         self.levels = Levels.of(settings.drift_false_alarms_per_month, settings.statistics_window_s)
-        shared = settings.database_url is not None
-        self._late_s = settings.statistics_flush_s + _STORED_LATE_S if shared else _LATE_S
+        self._late_s = _LATE_S + (settings.statistics_flush_s + _STORING_S if statistics.database.shared else 0)
         self._watches: Mapping[tuple[str, str], DriftWatch] = {}
         self._failing: set[tuple[str, str]] = set()
         self._stop = threading.Event()

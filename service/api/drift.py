@@ -18,6 +18,7 @@ from service.webhook import Alert
 router = APIRouter(prefix="/v1/models", tags=["statistics"])
 
 _SHOWN_LAYERS = 10
+_LEVELS = {"warning": 0.00069, "drift": 0.000023}
 _VERDICT: dict[str, Any] = {
     "since": "2026-05-04T10:00:00Z",
     "until": "2026-05-04T10:01:00Z",
@@ -46,7 +47,7 @@ _ANSWER: dict[str, Any] = {
     "least_requests": LEAST_REQUESTS,
     "reference_samples": 1000,
     "false_alarms_per_month": 1.0,
-    "levels": {"warning": 0.00069, "drift": 0.000023},
+    "levels": _LEVELS,
     "undefined": 0,
     "first_layer": _AFFECTED,
     "layers": [_AFFECTED],
@@ -95,7 +96,7 @@ class AffectedLayer(BaseModel):
 class DriftLevels(BaseModel):
     """P-values of a window at and below which its state is no longer ok."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"example": _LEVELS})
 
     warning: float
     drift: float
