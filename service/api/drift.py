@@ -18,7 +18,7 @@ from service.webhook import Alert
 router = APIRouter(prefix="/v1/models", tags=["statistics"])
 
 _SHOWN_LAYERS = 10
-_LEVELS = {"warning": 0.00069, "drift": 0.000023}
+_LEVELS: dict[str, Any] = {"warning": 0.00069, "drift": 0.000023}
 _VERDICT: dict[str, Any] = {
     "since": "2026-05-04T10:00:00Z",
     "until": "2026-05-04T10:01:00Z",
