@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from service.grpc.server import GrpcServer
 
 _log = logging.getLogger("normscope")
+_ACCEPTS_PER_TURN = 16
 _GC_THRESHOLD = 10_000  # a request makes hundreds of objects and hardly a cycle: by default an eighth of its time went to looking
 
 
@@ -74,8 +75,24 @@ class Server(uvicorn.Server):
             except OSError as error:
                 sys.exit(f"cannot serve: {error}")
         await super().startup(sockets)
+        await self._accept_more()
         if self._grpc is not None:
             await self._grpc.start()
+
+    async def _accept_more(self) -> None:
+        """Watches every listener several times.
+
+        The event loop takes one connection of a listener in each of its turns. Under overload turns take tens of milliseconds, so
+        that new connections, those of health checks too, would wait until the overload ends while open ones are answered.
+        """
+        loop = asyncio.get_running_loop()
+        make_connection = partial(
+            BoundedProtocol, config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        for listener in [listener for server in self.servers for listener in server.sockets]:
+            for _ in range(_ACCEPTS_PER_TURN - 1):
+                copy = socket.socket(fileno=os.dup(listener.fileno()))
+                self.servers.append(await loop.create_server(make_connection, sock=copy, backlog=self.config.backlog))
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.should_exit:

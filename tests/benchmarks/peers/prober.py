@@ -24,6 +24,8 @@ async def probe(port: int, requests: Sequence[HttpRequest], per_second: float, r
 
     async def send(data: bytes) -> None:
         start = time.perf_counter()
+        while idle and idle[-1][0].at_eof():  # a server closes what has long been idle
+            idle.pop()[1].close()
         try:
             connection = idle.pop() if idle else await asyncio.open_connection("127.0.0.1", port)
             status = await _exchange(*connection, data)
