@@ -176,7 +176,9 @@ class Repository:
         expected, actual = (folder.name, folder.version), (artifact.manifest.name, artifact.manifest.version)
         if expected != actual:
             raise ArtifactError(f"{folder.name}/{folder.version} holds {'/'.join(actual)}; name the folders after it")
-        return ServedModel(artifact, self._settings, self._threads, self._traffic_of)
+        served = ServedModel(artifact, self._settings, self._threads, self._traffic_of)
+        give_back_memory()  # loading makes copies of the weights
+        return served
 
     def _retire(self, models: list[ServedModel]) -> None:
         """Waits for the requests in hand, then gives the memory back to the system: `models` is the last to hold them."""
