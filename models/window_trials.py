@@ -12,7 +12,7 @@ from models.statistics.drift import LEAST_REQUESTS, Levels, ReferenceRanks, Wind
 from models.statistics.layers import SideLayout
 from models.statistics.moments import Floats
 from models.statistics.reference import Reference
-from models.statistics.request_values import ADD_VALUES, SIDE_VALUES
+from models.statistics.request_values import value_places
 
 REQUESTS = (10, 100, 1000)
 """In a window. Nothing is said of fewer than 30, so that three windows of 10 are added up first, as the service adds up its own."""
@@ -56,8 +56,7 @@ class WindowTrials:
         """
         self._ranks = ReferenceRanks.of(reference.values, len(layout.rows))
         index = {layer.layer: i for i, layer in enumerate(layout.layers)}
-        sides, adds = [index[layer.layer] for layer, _ in layout.rows], [index[layer.layer] for layer in layout.adds]
-        self._layer_of = np.array(sides * len(SIDE_VALUES) + adds * len(ADD_VALUES), int)
+        self._layer_of = np.array([index[layer.layer] for layer, _, _ in value_places(layout)], int)
         self._layers = len(index)
         self._clean = self._ranks.score(clean)
         self._levels = Levels.of(_FALSE_ALARMS_PER_MONTH)

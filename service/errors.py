@@ -68,6 +68,21 @@ class NoReferenceError(ServiceError):
 class TooManyValuesError(ServiceError):
     """The answer would hold more statistics than the limit."""
 
+    @classmethod
+    def check(cls, values: int, limit: int, remedy: str) -> None:
+        """Bounds an answer of so many statistics.
+
+        Raises:
+            TooManyValuesError: they are more than `limit`; the remedy names the setting too.
+        """
+        if values > limit:
+            raise cls(
+                f"the answer would hold {values} statistics, more than {limit}",
+                value=values,
+                limit=limit,
+                remedy=f"{remedy}, or raise NORMSCOPE_MAX_STATISTICS_VALUES",
+            )
+
 
 class ModelRunError(ServiceError):
     """The model cannot run on this input."""

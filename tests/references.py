@@ -53,11 +53,9 @@ def quantities(folder: Path) -> int:
     return value_count(len(layout.rows), len(layout.adds))
 
 
-def write_reference(folder: Path, values: NDArray[np.floating]) -> None:
-    """Gives the artifact a reference of these values (n, V), without what scores of single inputs need."""
+def write_reference(folder: Path, values: NDArray[np.floating], mean: float = 0, var: float = 1) -> None:
+    """Gives the artifact a reference of these values (n, V), all channels alike, without what scores of single inputs need."""
     artifact = load_artifact(folder)
-    layout = SideLayout(tuple(artifact.manifest.layers))
-    rows = [layout.rows[layout.reduction_of.index(i)][0] for i in range(len(layout.reductions))]
-    channels = sum(layer.channels or 0 for layer in rows)
-    Reference(values.astype(np.float32), np.zeros(channels), np.ones(channels)).save(folder)
+    channels = sum(extent or 0 for extent in SideLayout(tuple(artifact.manifest.layers)).channels)
+    Reference(values.astype(np.float32), np.full(channels, float(mean)), np.full(channels, float(var))).save(folder)
     write_manifest(folder, artifact.manifest, sorted({*artifact.manifest.files, REFERENCE}))

@@ -43,6 +43,12 @@ class SideLayout:
         return [index[_reduction(layer, side)] for layer, side in self.rows]
 
     @cached_property
+    def channels(self) -> list[int | None]:
+        """C of each reduction; None where it is not known."""
+        found = {i: layer.channels for (layer, _), i in zip(self.rows, self.reduction_of, strict=True)}
+        return [found[i] for i in range(len(self.reductions))]
+
+    @cached_property
     def adds(self) -> list[Layer]:
         return [layer for layer in self.layers if layer.kind == _RESIDUAL_ADD]
 

@@ -78,8 +78,7 @@ class Reference:
 def _shapes(layout: SideLayout, known: Mapping[str, NDArray[Any]]) -> dict[str, tuple[int | None, ...]]:
     """What the shapes of the fields must be; None for an extent that nothing tells."""
     samples = len(known["values"]) if known["values"].ndim else None
-    extents = [layout.rows[layout.reduction_of.index(i)][0].channels for i in range(len(layout.reductions))]
-    channels = None if None in extents else sum(extent or 0 for extent in extents)
+    channels = None if None in layout.channels else sum(extent or 0 for extent in layout.channels)
     if channels is None and known["mean"].ndim:
         channels = len(known["mean"])  # and var the same
     shapes: dict[str, tuple[int | None, ...]] = {

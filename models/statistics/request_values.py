@@ -6,7 +6,8 @@ of all adds, cosine.
 
 import numpy as np
 
-from models.statistics.layers import BatchStatistics
+from models.artifact import Layer
+from models.statistics.layers import BatchStatistics, SideLayout
 from models.statistics.moments import Floats
 
 SIDE_VALUES = ("mean", "std", "l2")
@@ -16,6 +17,12 @@ ADD_VALUES = ("residual_ratio", "cosine")
 def value_count(sides: int, adds: int) -> int:
     """V for S sides and A adds."""
     return len(SIDE_VALUES) * sides + len(ADD_VALUES) * adds
+
+
+def value_places(layout: SideLayout) -> list[tuple[Layer, str | None, str]]:
+    """Layer, side (None for those of adds) and name of every quantity, in their order."""
+    sides = [(layer, side, name) for name in SIDE_VALUES for layer, side in layout.rows]
+    return [*sides, *((layer, None, name) for name in ADD_VALUES for layer in layout.adds)]
 
 
 def request_values(batch: BatchStatistics) -> Floats:

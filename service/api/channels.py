@@ -68,13 +68,7 @@ def channel_statistics(request: Request, model: str, query: Annotated[ChannelsQu
 
 def _check_size(moments: ChannelMoments, rows: Sequence[int], limit: int) -> None:
     numbers = len(_MEASURES) * sum(moments.row(row).count.size for row in rows)
-    if numbers > limit:
-        raise TooManyValuesError(
-            f"the answer would hold {numbers} statistics, more than {limit}",
-            value=numbers,
-            limit=limit,
-            remedy="choose fewer layers or one side, or raise NORMSCOPE_MAX_STATISTICS_VALUES",
-        )
+    TooManyValuesError.check(numbers, limit, "choose fewer layers or one side")
 
 
 def _described(moments: ChannelMoments | None, row: int) -> dict[str, list[Any]]:

@@ -149,19 +149,11 @@ def check_values(count: int, layers: list[Layer], level: PredictLevel, limit: in
     for layer in layers:
         sides = len(layer.tensors)
         values += sides * _STATISTICS + (_PAIR_STATISTICS if layer.kind == "residual_add" else 0)
-        extent = layer.shape[layer.channel_axis] if layer.shape else None
-        if level == "channels" and isinstance(extent, int):
-            values += sides * _CHANNEL_STATISTICS * extent
+        if level == "channels":
+            values += sides * _CHANNEL_STATISTICS * (layer.channels or 0)
         if level == "histogram":
             values += sides * VALUES + (_STATISTICS + VALUES if layer.kind != "residual_add" else 0)
-    values *= count
-    if values > limit:
-        raise TooManyValuesError(
-            f"the answer would hold {values} statistics, more than {limit}",
-            value=values,
-            limit=limit,
-            remedy="choose fewer layers with layers=, send fewer inputs, or raise NORMSCOPE_MAX_STATISTICS_VALUES",
-        )
+    TooManyValuesError.check(values * count, limit, "choose fewer layers with layers=, send fewer inputs")
 
 
 def _check_choice(query: PredictQuery, layers: list[Layer]) -> None:

@@ -89,13 +89,7 @@ class Choice:
             TooManyValuesError: the answer would hold more numbers than `limit`.
         """
         numbers = (steps + 1) * len(self.rows) * (_NUMBERS_PER_SIDE + len(_PER_SIDE) * len(self.ranks))
-        if numbers > limit:
-            raise TooManyValuesError(
-                f"the answer would hold {numbers} statistics, more than {limit}",
-                value=numbers,
-                limit=limit,
-                remedy="choose fewer layers or a longer step, or raise NORMSCOPE_MAX_STATISTICS_VALUES",
-            )
+        TooManyValuesError.check(numbers, limit, "choose fewer layers or a longer step")
 
 
 def totals(period: Period, choice: Choice) -> list[dict[str, Any]]:

@@ -149,11 +149,10 @@ def _those(layers: Sequence[Layer], has: Callable[[Layer], bool], pattern: str, 
 
 
 def _check_groups(layer: Layer, groups: int) -> None:
-    channels = layer.shape[layer.channel_axis] if layer.shape else None
-    if groups and isinstance(channels, int) and channels % groups:
+    if groups and layer.channels is not None and layer.channels % groups:
         raise InvalidRequestError(
-            f"groups: {groups} groups do not divide the {channels} channels of {layer.layer}",
+            f"groups: {groups} groups do not divide the {layer.channels} channels of {layer.layer}",
             value=groups,
-            limit=f"a divisor of {channels}",
+            limit=f"a divisor of {layer.channels}",
             remedy="choose a number that divides the channels of every chosen layer",
         )

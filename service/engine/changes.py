@@ -35,13 +35,10 @@ def moments_of_layers(layout: SideLayout, mean: NDArray[np.floating], var: NDArr
     Returns:
         nothing where the manifest does not tell how many channels a layer has.
     """
-    extents: dict[int, int] = {}
-    for (layer, _), i in zip(layout.rows, layout.reduction_of, strict=True):
-        extent = layer.shape[layer.channel_axis] if layer.shape else None
-        if not isinstance(extent, int):
-            return {}  # where its channels begin is not known
-        extents[i] = extent
-    ends = np.cumsum([extents[i] for i in range(len(extents))])[:-1]
+    extents = [extent for extent in layout.channels if extent is not None]
+    if len(extents) < len(layout.channels):
+        return {}  # where channels begin is not known
+    ends = np.cumsum(extents)[:-1]
     means, variances = (np.split(values.astype(np.float64), ends) for values in (mean, var))
     entering = {layer.layer: i for (layer, side), i in zip(layout.rows, layout.reduction_of, strict=True) if side == "before"}
     return {name: ChannelMoments(means[i], variances[i]) for name, i in entering.items()}

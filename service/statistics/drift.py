@@ -5,7 +5,7 @@ with the hour: an hour with too few requests is `unknown`, what is left over of 
 that was started again, makes the same stretches of the same windows. Knows no threads and no clock.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from models.statistics.drift import LEAST_REQUESTS, Levels, ReferenceRanks, State, WindowScores, WindowTest
 from models.statistics.layers import SideLayout
-from models.statistics.request_values import ADD_VALUES
+from models.statistics.request_values import value_places
 from service.statistics.history import History
 from service.statistics.pending import StoredPart
 from service.statistics.retention import HOUR_S
@@ -21,7 +21,7 @@ from service.statistics.traffic import TrafficStatistics
 
 MAX_VERDICTS = 1000
 _Kind = Literal["higher", "lower", "wider", "narrower", "undefined"]
-_SIDE_NAMES = ("request_mean", "request_std", "l2")
+_SHOWN = {"mean": "request_mean", "std": "request_std"}
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,8 @@ def affected_layers(test: WindowTest, layout: SideLayout, level: float) -> list[
     strangers = test.strange or test.undefined_p <= level
     strongest: dict[str, Affected] = {}
     change: _Kind
-    for i, (layer, side, statistic) in enumerate(_names(layout)):
+    for i, (place, side, name) in enumerate(value_places(layout)):
+        layer, statistic = place.layer, _SHOWN.get(name, name)
         if strangers and test.missing[i]:
             change, p_value = "undefined", test.undefined_p
         elif test.p_values[i] <= level:
@@ -170,7 +171,7 @@ def affected_layers(test: WindowTest, layout: SideLayout, level: float) -> list[
         known = strongest.get(layer)
         if known is None or by_significance(each) < by_significance(known):
             strongest[layer] = each
-    return [strongest[layer.layer] for layer in layout.layers if layer.layer in strongest]
+    return [strongest[each.layer] for each in layout.layers if each.layer in strongest]
 
 
 def by_significance(each: Affected) -> tuple[bool, float, float]:
@@ -182,9 +183,3 @@ def _change(test: WindowTest, i: int) -> _Kind:
     if test.location[i] <= test.scale[i]:
         return "higher" if test.effect[i] > 0 else "lower"
     return "wider" if test.spread[i] > 1 else "narrower"
-
-
-def _names(layout: SideLayout) -> Sequence[tuple[str, str | None, str]]:
-    """Layer, side and statistic of every quantity, in the order of `request_values.py`."""
-    sides = [(layer.layer, side, name) for name in _SIDE_NAMES for layer, side in layout.rows]
-    return [*sides, *((layer.layer, None, name) for name in ADD_VALUES for layer in layout.adds)]

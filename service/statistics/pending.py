@@ -82,7 +82,7 @@ class PendingWindow:
         values = [request_values(batch) for batch in batches]
         scores = None if ranks is None else WindowScores.of(ranks, np.concatenate(values))
         # fails for all that the sketches would refuse, before anything has changed
-        self.moments = WindowMoments.merged([self.moments, *(WindowMoments.of(batch) for batch in batches)])
+        self.moments = WindowMoments.merged([self.moments, *map(WindowMoments.of, batches, values)])
         for each in values:
             self.sketches.update(each)
             self.sampled += len(each)

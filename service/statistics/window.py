@@ -33,13 +33,13 @@ class WindowMoments:
     values: Moments
 
     @classmethod
-    def of(cls, batch: BatchStatistics) -> Self:
-        """Merges the samples of a batch."""
+    def of(cls, batch: BatchStatistics, values: Floats | None = None) -> Self:
+        """Merges the samples of a batch; `values` are their `request_values`, if they are known."""
         pooled = batch.pooled
         return cls(
             elements=without_nonfinite_samples(pooled).pool(axis=0),
             nonfinite_samples=(pooled.nonfinite > 0).sum(0).astype(np.float64),
-            values=single_values(request_values(batch)).pool(axis=0),
+            values=single_values(request_values(batch) if values is None else values).pool(axis=0),
         )
 
     @classmethod

@@ -7,15 +7,14 @@ import numpy as np
 import onnx
 import pytest
 from numpy.typing import NDArray
-from onnx import helper
 
 from models.__main__ import main
 from models.ablation import ablate
 from models.artifact import Artifact
 from models.data import imagenette
-from models.graph_import import ImportOptions, import_graph
 from models.preprocessing import ImagePreprocessing, decode_image
 from tests import graphs
+from tests.colours import import_colours
 from tests.photos import write_archive
 
 _SIDE = 8
@@ -42,25 +41,7 @@ def head() -> NDArray[np.float32]:
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     """logits of the mean colour c (batch, 3) after c + c W of three blocks."""
-    folder = tmp_path_factory.mktemp("model")
-    nodes = [helper.make_node("GlobalAveragePool", ["image"], ["pooled"]), helper.make_node("Flatten", ["pooled"], ["c"])]
-    x = "c"
-    for name in _BLOCKS:
-        nodes.append(helper.make_node("MatMul", [x, f"{name}.w"], [f"{name}.f"]))
-        nodes.append(helper.make_node("Add", [x, f"{name}.f"], [f"{name}.s"], name=name))
-        x = f"{name}.s"
-    nodes.append(helper.make_node("MatMul", [x, "head"], ["logits"]))
-    model = graphs.graph_of(
-        nodes,
-        {"image": (onnx.TensorProto.FLOAT, ["batch", 3, _SIDE, _SIDE])},
-        {"logits": (onnx.TensorProto.FLOAT, ["batch", 10])},
-        {"head": head()} | {f"{name}.w": weight(name) for name in _BLOCKS},
-    )
-    graphs.save(model, folder / "model.onnx")
-    (folder / "labels").write_text("\n".join(imagenette.CLASSES.values()))
-    (folder / "image.json").write_text(f'{{"kind": "image", "resize": {_SIDE}, "crop": {_SIDE}}}')
-    options = ImportOptions(folder / "labels", folder / "image.json")
-    return import_graph(folder / "model.onnx", folder / "repository" / "colours" / "1", options)
+    return import_colours(tmp_path_factory.mktemp("model"), _SIDE, {name: weight(name) for name in _BLOCKS}, head())
 
 
 def by_numpy(archive: Path, removed: str | None) -> tuple[float, dict[str, float]]:

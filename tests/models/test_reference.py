@@ -3,21 +3,19 @@
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 from numpy.typing import NDArray
-from onnx import helper
 
 from models import reference as reference_module
 from models.__main__ import main
 from models.artifact import REFERENCE, Artifact, ArtifactError, load_artifact
 from models.data import imagenette
-from models.graph_import import ImportOptions, import_graph
 from models.preprocessing import ImagePreprocessing, decode_image
 from models.reference import add_reference
 from models.statistics.layers import SideLayout
 from models.statistics.reference import Reference
 from tests import graphs
+from tests.colours import import_colours
 from tests.photos import write_archive
 
 _SIDE = 8
@@ -33,24 +31,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def artifact(tmp_path: Path) -> Artifact:
     """logits of the mean colour c (batch, 3) after c + c W."""
-    nodes = [
-        helper.make_node("GlobalAveragePool", ["image"], ["pooled"]),
-        helper.make_node("Flatten", ["pooled"], ["c"]),
-        helper.make_node("MatMul", ["c", "w"], ["f"]),
-        helper.make_node("Add", ["c", "f"], ["s"], name="add"),
-        helper.make_node("MatMul", ["s", "head"], ["logits"]),
-    ]
-    model = graphs.graph_of(
-        nodes,
-        {"image": (onnx.TensorProto.FLOAT, ["batch", 3, _SIDE, _SIDE])},
-        {"logits": (onnx.TensorProto.FLOAT, ["batch", 10])},
-        {"w": _WEIGHT, "head": graphs.weights(3, 10, seed=9)},
-    )
-    graphs.save(model, tmp_path / "model.onnx")
-    (tmp_path / "labels").write_text("\n".join(imagenette.CLASSES.values()))
-    (tmp_path / "image.json").write_text(f'{{"kind": "image", "resize": {_SIDE}, "crop": {_SIDE}}}')
-    options = ImportOptions(tmp_path / "labels", tmp_path / "image.json")
-    return import_graph(tmp_path / "model.onnx", tmp_path / "repository" / "colours" / "1", options)
+    return import_colours(tmp_path, _SIDE, {"add": _WEIGHT}, graphs.weights(3, 10, seed=9))
 
 
 def colours(archive: Path) -> NDArray[np.float32]:

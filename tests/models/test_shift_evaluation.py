@@ -6,17 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 from numpy.typing import NDArray
-from onnx import helper
 
 from models.__main__ import main
 from models.artifact import Artifact, Layer, load_artifact
 from models.baselines import Mahalanobis, NearestNeighbour, energy, largest_probability
 from models.data import imagenette
 from models.evaluation import auroc, evaluation_batches, fpr_at_95_tpr, training_batches
-from models.graph_import import ImportOptions, import_graph
 from models.reference import add_reference
 from models.shift_evaluation import evaluate_shifts
 from models.shift_table import shift_table
@@ -26,6 +23,7 @@ from models.statistics.layers import SideLayout
 from models.statistics.reference import Reference
 from models.window_trials import WindowTrials
 from tests import graphs
+from tests.colours import import_colours
 from tests.photos import write_archive
 
 _SIDE, _SAMPLES = 8, 12
@@ -50,25 +48,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def artifact(tmp_path_factory: pytest.TempPathFactory, archive: Path) -> Artifact:
     """logits of the mean colour c (batch, 3) after s = c + c W: s H. With a reference of 40 samples."""
     folder = tmp_path_factory.mktemp("model")
-    nodes = [
-        helper.make_node("GlobalAveragePool", ["image"], ["pooled"]),
-        helper.make_node("Flatten", ["pooled"], ["c"]),
-        helper.make_node("MatMul", ["c", "w"], ["f"]),
-        helper.make_node("Add", ["c", "f"], ["s"], name="add"),
-        helper.make_node("MatMul", ["s", "head"], ["logits"]),
-    ]
-    model = graphs.graph_of(
-        nodes,
-        {"image": (onnx.TensorProto.FLOAT, ["batch", 3, _SIDE, _SIDE])},
-        {"logits": (onnx.TensorProto.FLOAT, ["batch", 10])},
-        {"w": _WEIGHT, "head": _HEAD},
-    )
-    graphs.save(model, folder / "model.onnx")
-    (folder / "labels").write_text("\n".join(imagenette.CLASSES.values()))
-    (folder / "image.json").write_text(f'{{"kind": "image", "resize": {_SIDE}, "crop": {_SIDE}}}')
-    options = ImportOptions(folder / "labels", folder / "image.json")
-    imported = import_graph(folder / "model.onnx", folder / "repository" / "colours" / "1", options)
-    return add_reference(imported, archive, least=40)
+    return add_reference(import_colours(folder, _SIDE, {"add": _WEIGHT}, _HEAD), archive, least=40)
 
 
 def features(images: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -7,14 +7,15 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from models.artifact import REFERENCE, load_artifact, write_manifest
+from models.artifact import load_artifact, write_manifest
 from models.statistics.layers import SideLayout
 from models.statistics.reference import Reference
-from models.statistics.request_values import value_count
 from service.settings import Settings
 from tests.conftest import SmallRepository, running_server
 from tests.networks import SENTENCES
+from tests.references import quantities, write_reference
 
 _SAMPLES = 50
 
@@ -24,24 +25,12 @@ def repository(small_repository: SmallRepository, tmp_path_factory: pytest.TempP
     """`text/1` with a reference of known numbers: values are normal, channels have mean 0.5 and variance 4."""
     folder = tmp_path_factory.mktemp("referenced")
     shutil.copytree(small_repository.folder / "text", folder / "text")
-    artifact = load_artifact(folder / "text" / "1")
-    values, channels = _known(SideLayout(tuple(artifact.manifest.layers)))
-    Reference(values, np.full(channels, 0.5), np.full(channels, 4.0)).save(artifact.folder)
-    write_manifest(artifact.folder, artifact.manifest, [*artifact.manifest.files, REFERENCE])
+    write_reference(folder / "text" / "1", _values(folder), mean=0.5, var=4)
     return folder
 
 
-def _known(layout: SideLayout) -> tuple[np.ndarray[tuple[int, int], np.dtype[np.float32]], int]:
-    quantities = value_count(len(layout.rows), len(layout.adds))
-    channels = 0
-    for i in range(len(layout.reductions)):
-        layer, _ = layout.rows[layout.reduction_of.index(i)]
-        assert layer.shape is not None
-        extent = layer.shape[layer.channel_axis]
-        assert isinstance(extent, int)
-        channels += extent
-    values = np.random.default_rng(0).standard_normal((_SAMPLES, quantities)).astype(np.float32)
-    return values, channels
+def _values(repository: Path) -> NDArray[np.float64]:
+    return np.random.default_rng(0).standard_normal((_SAMPLES, quantities(repository / "text" / "1")))
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +52,7 @@ def test_traffic_is_compared_with_the_reference(client: httpx.Client, repository
     (found,) = (each for each in answer["differences"] if each["statistic"] == "l2")
     layout = SideLayout(tuple(load_artifact(repository / "text" / "1").manifest.layers))
     row = layout.row_of["embedding_norm", "before"]
-    a, b = np.array(served), _known(layout)[0][:, 2 * len(layout.rows) + row].astype(np.float64)
+    a, b = np.array(served), _values(repository)[:, 2 * len(layout.rows) + row]
     pooled = np.sqrt((a.var() * len(a) + b.var() * len(b)) / (len(a) + len(b) - 2))
     assert (found["requests_a"], found["requests_b"]) == (len(a), _SAMPLES)
     assert found["mean_b"] == pytest.approx(b.mean(), rel=1e-5)

@@ -70,10 +70,10 @@ class StatisticsCatalogue:
             self.summary[f"{_PREFIX}.{_ADD}.{statistic}"] = StatisticOutput(statistic, len(layout.adds))
         self.channels: dict[str, StatisticOutput] = {}
         for i, (layer, side) in enumerate(layout.rows):
-            extent = layer.shape[layer.channel_axis] if layer.shape else None
-            width = extent if isinstance(extent, int) else None
             for statistic in _OF_CHANNELS:
-                self.channels[f"{_PREFIX}.{layer.layer}.{side}.{statistic}"] = StatisticOutput(statistic, width, channels_of=i)
+                self.channels[f"{_PREFIX}.{layer.layer}.{side}.{statistic}"] = StatisticOutput(
+                    statistic, layer.channels, channels_of=i
+                )
 
     def find(self, name: str) -> StatisticOutput | None:
         """The output of this name."""

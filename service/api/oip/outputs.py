@@ -76,13 +76,7 @@ def choose_outputs(request: InferRequest, interface: ModelInterface, max_values:
 
 def _check_values(count: int, chosen: Sequence[WantedOutput], limit: int) -> None:
     values = count * sum(output.statistic.width or 0 for output in chosen if output.statistic is not None)
-    if values > limit:
-        raise TooManyValuesError(
-            f"the answer would hold {values} statistics, more than {limit}",
-            value=values,
-            limit=limit,
-            remedy="name fewer statistics in outputs, send fewer inputs, or raise NORMSCOPE_MAX_STATISTICS_VALUES",
-        )
+    TooManyValuesError.check(values, limit, "name fewer statistics in outputs, send fewer inputs")
 
 
 def takes_long(chosen: Sequence[WantedOutput], outcomes: Sequence[Outcome], interface: ModelInterface) -> bool:
