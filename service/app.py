@@ -21,6 +21,7 @@ from service.api.outermost import OutermostMiddleware
 from service.api.refusal import EarlyRefusal
 from service.api.security import document_keys
 from service.drift import Change, DriftMonitor
+from service.engine.administration import Administration
 from service.engine.repository import Repository
 from service.lifecycle import Lifecycle
 from service.metrics import Metrics
@@ -55,6 +56,7 @@ def create_app(settings: Settings) -> FastAPI:
     """
     store = StatisticsStore(settings)
     repository = Repository(settings, store.traffic_of)
+    administration = Administration(repository)
     webhook = _webhook(settings)
     monitor = DriftMonitor(repository, store, settings, _teller(webhook))
     metrics = Metrics(repository, store, settings.metrics_layers, monitor, webhook)
@@ -74,6 +76,7 @@ def create_app(settings: Settings) -> FastAPI:
         if webhook is not None:
             await run_in_threadpool(webhook.close)
         await run_in_threadpool(repository.close)
+        await run_in_threadpool(administration.close)
         await run_in_threadpool(background.join)
         await run_in_threadpool(store.close)
         if tracing is not None:
@@ -95,7 +98,7 @@ def create_app(settings: Settings) -> FastAPI:
         document_keys(app.openapi(), keys, open_metrics=settings.open_metrics)  # which the framework makes once
     hot, observer = HotRoutes([predict.router, oip.hot_router]), Observer(metrics, repository)
     refuse = EarlyRefusal(hot, repository, observer, lifecycle, keys)
-    app.state.normscope = State(settings, repository, store, monitor, metrics, lifecycle, tracing, refuse)
+    app.state.normscope = State(settings, repository, administration, store, monitor, metrics, lifecycle, tracing, refuse)
     app.wrap(DirectRoutes, hot=hot, answer_error=answer_error)
     app.wrap(Admission, lifecycle=lifecycle, keys=keys, open_metrics=settings.open_metrics)
     if settings.cors_origins:  # around the keys: a browser asks without one whether it may ask

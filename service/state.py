@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from fastapi import Request
 
 from service.drift import DriftMonitor
+from service.engine.administration import Administration
 from service.engine.model import Timing
 from service.engine.repository import Repository
 from service.lifecycle import Lifecycle
@@ -20,10 +21,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class State:
-    """Settings, models, statistics, drift, metrics, phase, traces of one app, and what refuses requests to a full queue early."""
+    """What one app has: settings, models and what changes them, statistics, drift, metrics, phase, traces, early refusals."""
 
     settings: Settings
     repository: Repository
+    administration: Administration
     statistics: StatisticsStore
     drift: DriftMonitor
     metrics: Metrics

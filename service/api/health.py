@@ -10,13 +10,13 @@ router = APIRouter(tags=["operation"])
 
 
 @router.get("/livez", response_model=Health)
-def live() -> Response:
+async def live() -> Response:
     """200 while the process answers."""
     return json_answer({"status": "live", "reason": None})
 
 
 @router.get("/readyz", response_model=Health, responses={503: {"model": Health}})
-def ready(request: Request) -> Response:
+async def ready(request: Request) -> Response:
     """200 once every model is loaded and has run; 503 before, if one cannot be loaded, and from the moment of a signal to stop."""
     state = State.of(request)
     repository = state.repository

@@ -1,6 +1,5 @@
 """The methods that describe and manage: requests in, the fields of their replies out, as the routes under /v2 make them."""
 
-import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -75,12 +74,12 @@ class Methods:
 
     async def _load(self, request: RepositoryRequest) -> Fields:
         refuse_overrides(read_parameters(request.parameters))
-        await asyncio.to_thread(self._repository.load, request.model_name)
+        await self._state.administration.load(request.model_name)
         return {}
 
     async def _unload(self, request: RepositoryRequest) -> Fields:
         read_flag("the request", read_parameters(request.parameters), "unload_dependents")
-        await asyncio.to_thread(self._repository.unload, request.model_name)
+        await self._state.administration.unload(request.model_name)
         return {}
 
     def _find(self, request: NamedModel) -> ServedModel:

@@ -4,7 +4,6 @@ from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from starlette.concurrency import run_in_threadpool
 
 from service.api.answers import json_answer
 from service.api.oip import body, schemas
@@ -50,7 +49,7 @@ _UNLOAD_BODY = optional_body(
 async def load(request: Request, model: ModelName) -> Response:
     """Loads the versions of the model that are new or have changed; the one that serves goes on until its successor is warm."""
     refuse_overrides(read_parameters(_BODY, await _content(request)))
-    await run_in_threadpool(State.of(request).repository.load, model)
+    await State.of(request).administration.load(model)
     return Response()
 
 
@@ -63,5 +62,5 @@ async def load(request: Request, model: ModelName) -> Response:
 async def unload(request: Request, model: ModelName) -> Response:
     """Stops serving the model, once the requests in hand are answered. No model has dependents."""
     read_flag(_BODY, read_parameters(_BODY, await _content(request)), "unload_dependents")
-    await run_in_threadpool(State.of(request).repository.unload, model)
+    await State.of(request).administration.unload(model)
     return Response()

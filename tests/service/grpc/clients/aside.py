@@ -2,12 +2,13 @@
 
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
-from tritonclient.grpc.service_pb2 import ModelInferRequest, ServerLiveRequest
+from tritonclient.grpc.service_pb2 import ModelInferRequest, RepositoryModelUnloadRequest, ServerLiveRequest
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 
 from models.graph_import import ImportOptions, import_graph
@@ -47,3 +48,23 @@ def test_other_calls_are_answered_meanwhile(stub: Any, name: str, raw: bool) -> 
         assert stub.ServerLive(ServerLiveRequest(), timeout=60).live
         held.release()
         assert list(large.result().outputs[0].shape) == [1, 3000, graphs.WIDTH]
+
+
+def test_changes_that_wait_hold_up_nobody(tmp_path: Path) -> None:
+    """While many calls wait to unload a model that has a request in hand, large messages to another are read and answered."""
+    for name in ("block", "other"):
+        import_graph(graphs.save(graphs.block(), tmp_path / f"{name}.onnx"), tmp_path / "repository" / name / "1", ImportOptions())
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    app = create_app(Settings(model_repository=tmp_path / "repository", grpc_port=port))
+    values = np.ones((1, 3000, graphs.WIDTH), np.float32)
+    request = ModelInferRequest(model_name="block", raw_input_contents=[values.tobytes()])
+    request.inputs.add(name="x", datatype="FP32", shape=values.shape)
+    with running_app(app), grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub = GRPCInferenceServiceStub(channel)
+        with app.state.normscope.repository.reserve("other"):
+            changes = [stub.RepositoryModelUnload.future(RepositoryModelUnloadRequest(model_name="other")) for _ in range(50)]
+            assert stub.ServerLive(ServerLiveRequest(), timeout=60).live  # the calls above have begun: they share a connection
+            assert list(stub.ModelInfer(request, timeout=60).outputs[0].shape) == [1, 3000, graphs.WIDTH]
+        for change in changes:
+            change.result(timeout=60)
