@@ -52,7 +52,12 @@ class Settings(BaseSettings):
     """Settings with their defaults; units are in the names."""
 
     model_config = SettingsConfigDict(
-        env_prefix="NORMSCOPE_", frozen=True, extra="ignore", cli_prog_name="python -m service", cli_kebab_case=True
+        env_prefix="NORMSCOPE_",
+        frozen=True,
+        extra="ignore",
+        cli_prog_name="python -m service",
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
     )
 
     host: str = Field(default="127.0.0.1", description="address to listen on; 0.0.0.0 for all")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from pydantic_settings import CliApp
 
 from service.settings import Settings
 from tests.conftest import SmallRepository
@@ -260,6 +261,12 @@ def test_a_missing_driver_is_named(tmp_path: Path) -> None:
         assert "pip install 'normscope[postgres]'" in output
         assert "Traceback" not in output
         assert "secret" not in output
+
+
+@pytest.mark.parametrize(("options", "expected"), [([], False), (["--watch"], True), (["--no-watch"], False)])
+def test_switches_take_no_value(options: list[str], expected: bool) -> None:
+    """What is true or false is switched on by its name, and off by `no-` before it."""
+    assert CliApp.run(Settings, cli_args=options).watch == expected
 
 
 def test_help_lists_every_setting() -> None:
