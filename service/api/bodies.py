@@ -42,7 +42,7 @@ async def read_inputs(request: Request, manifest: Manifest, settings: Settings) 
     """The inputs of a prediction: encoded images for an image model, texts for a text model.
 
     Raises:
-        UnsupportedMediaTypeError: a Content-Type that the model does not read.
+        UnsupportedMediaTypeError: a Content-Type that the model does not read, or a Content-Encoding.
         BodyTooLargeError, SlowRequestError, InvalidHttpError, ClientDisconnect: see `read_body`.
         InvalidRequestError: the model takes neither; broken JSON, multipart or base64, no input, too many.
     """
@@ -56,6 +56,7 @@ async def read_inputs(request: Request, manifest: Manifest, settings: Settings) 
             limit=_IMAGE_TYPES if takes_images else _TEXT_TYPES,
             remedy=f"send {_IMAGE_TYPES if takes_images else _TEXT_TYPES} and set Content-Type",
         )
+    _check_encoding(request)
     body = await read_body(request, settings.max_body_bytes)
     inputs: list[bytes] | list[str]
     if is_json:
@@ -85,6 +86,7 @@ async def read_json_inputs(
             limit=_TEXT_TYPES,
             remedy=f"send {_TEXT_TYPES} with inputs and {field}, images as base64, and set Content-Type",
         )
+    _check_encoding(request)
     body = await read_body(request, settings.max_body_bytes)
     inputs, content = await _read_json(body, ("inputs", field), settings, takes_images=takes_images)
     return inputs, content[field]
@@ -126,6 +128,17 @@ def _media_type(request: Request) -> str:
 
 def _is_json(media_type: str) -> bool:
     return media_type == "application/json" or media_type.endswith("+json")
+
+
+def _check_encoding(request: Request) -> None:
+    encoding = request.headers.get("content-encoding", "").strip().lower()
+    if encoding not in ("", "identity"):
+        raise UnsupportedMediaTypeError(
+            f"the body is encoded as {encoding[:40]}",
+            value=encoding,
+            limit="no Content-Encoding",
+            remedy="send it as it is, or to /v2, which reads gzip and deflate",
+        )
 
 
 async def read_body(request: Request, max_bytes: int) -> bytes:

@@ -1,6 +1,7 @@
 """POST /v1/models/{model}/predict against a real server: every way in, the shape of the answer, and every wrong input."""
 
 import base64
+import gzip
 import io
 import json
 import tempfile
@@ -235,3 +236,15 @@ def test_a_failing_input_harms_no_other_request(client: httpx.Client) -> None:
     for _ in range(5):
         assert post_image(client, b"broken").status_code == 422
     assert post_image(client, image()).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/v1/models/text/predict", "/v1/models/text/whatif"])
+def test_a_compressed_body_is_not_read(client: httpx.Client, path: str) -> None:
+    """415 that names the encoding, instead of a fault in JSON that nobody wrote; `identity` is none."""
+    body = {"inputs": "hello", "changes": [{"layer": "*.add", "residual_scale": 0.5}]}
+    content = json.dumps(body if path.endswith("whatif") else {"inputs": "hello"}).encode()
+    for encoding, status in (("gzip", 415), ("identity", 200)):
+        headers = {"Content-Type": "application/json", "Content-Encoding": encoding}
+        answer = client.post(path, content=gzip.compress(content) if encoding == "gzip" else content, headers=headers)
+        assert answer.status_code == status
+    assert client.post(path, content=b"", headers={**headers, "Content-Encoding": "br"}).json()["error"]["value"] == "br"
