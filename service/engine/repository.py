@@ -220,8 +220,9 @@ class Repository:
 
     @property
     def manifests(self) -> list[Manifest]:
-        """Of the newest ready version of every model."""
-        return [self.get(name).manifest for name in self.ready_names]
+        """Of the version that answers to the name of its model, for every model that has one."""
+        answering = [slots.get(_newest(slots) or "") for slots in self._slots.copy().values()]
+        return [served.manifest for slot in answering if slot is not None and (served := slot.served) is not None]
 
     @property
     def ready_names(self) -> list[str]:
@@ -246,12 +247,24 @@ class Repository:
         with self._lock:
             return [entry for name, slots in self._slots.items() for entry in self._index_of(name, slots)]
 
+    def listing(self) -> list[ModelVersion]:
+        """`index`, and with it the versions whose folders have come since and wait to be loaded. Reads the folders."""
+        known = self.index()
+        try:
+            found = self._find()
+        except LoadError:  # it is logged
+            return known
+        names = {(entry.name, entry.version) for entry in known}
+        folders = [folder for versions in found.values() for folder in (versions or {}).values()]
+        new = [each for each in folders if (each.name, each.version) not in names]
+        return [*known, *(ModelVersion(each.name, each.version, "UNAVAILABLE", "not loaded yet") for each in new)]
+
     @staticmethod
     def _index_of(name: str, slots: dict[str, _Slot]) -> list[ModelVersion]:
         return [ModelVersion(name, version, slot.state, slot.reason) for version, slot in sorted(slots.items())]
 
     def get(self, name: str, version: str | None = None) -> ServedModel:
-        """The model that serves this version, or the newest that is ready.
+        """The model that serves this version, or the newest of all digits that is ready; without any of digits, the newest of all.
 
         Raises:
             UnknownModelError: the repository has no such model or version, or it was unloaded.
@@ -260,14 +273,11 @@ class Repository:
         slots = self._slots.get(name)
         if slots is None:
             raise _unknown(name, self.names)
-        if version is None and len(slots) == 1:
-            version = next(iter(slots), None)  # the usual case, on the path of every request
-        if version is None:
-            ready = [each for each, slot in slots.copy().items() if slot.served is not None]
-            version = max(ready or slots, key=newest_first)
-        slot = slots.get(version)
+        if version is None:  # most models have one version, and this is on the path of every request
+            version = next(iter(slots), None) if len(slots) == 1 else _newest(slots)
+        slot = None if version is None else slots.get(version)
         if slot is None:
-            raise _unknown(f"{name}/{version}", [f"{name}/{each}" for each in slots])
+            raise _unknown(name if version is None else f"{name}/{version}", [f"{name}/{each}" for each in slots])
         if (served := slot.served) is not None:
             return served
         if slot.state == "LOADING":
@@ -307,6 +317,14 @@ class Repository:
         with self._changing:
             for name in self.names:
                 self._stop_serving(name, "the service is stopping")
+
+
+def _newest(slots: dict[str, _Slot]) -> str | None:
+    """The version that answers to the name of a model, or the one whose state tells why none does; None without any."""
+    slots = slots.copy()  # versions come and go on another thread
+    numbered = {version: slot for version, slot in slots.items() if version.isdecimal()} or slots
+    ready = [version for version, slot in numbered.items() if slot.served is not None]
+    return max(ready or numbered, key=newest_first, default=None)
 
 
 def _signatures(versions: dict[str, VersionFolder] | None) -> dict[str, object] | None:

@@ -1,5 +1,6 @@
 """The methods that describe and manage: requests in, the fields of their replies out, as the routes under /v2 make them."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -69,7 +70,7 @@ class Methods:
         return {"model_stats": [describe_counters(served) for served in models]}
 
     async def _index(self, request: IndexRequest) -> Fields:
-        entries = self._repository.index()
+        entries = self._repository.index() if request.ready else await asyncio.to_thread(self._repository.listing)
         return {"models": [asdict(entry) for entry in entries if entry.state == "READY" or not request.ready]}
 
     async def _load(self, request: RepositoryRequest) -> Fields:

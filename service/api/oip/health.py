@@ -11,12 +11,14 @@ from service.state import State
 router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
 
 
+@router.head("/health/live", include_in_schema=False)
 @router.get("/health/live", response_model=schemas.Live)
 async def live() -> Response:
     """200 while the process answers."""
     return json_answer({"live": True})
 
 
+@router.head("/health/ready", include_in_schema=False)
 @router.get("/health/ready", response_model=schemas.Ready, responses={503: {"model": schemas.OipError}})
 async def ready(request: Request) -> Response:
     """200 once every model is loaded and has run, until a signal to stop."""
@@ -32,7 +34,7 @@ async def ready(request: Request) -> Response:
 
 @router.get("/models/{model}/ready", response_model=schemas.ModelReady, **documented(404, path=("model",)))
 async def model_ready(request: Request, model: ModelName) -> Response:
-    """200 while any version of the model can answer."""
+    """200 while the model answers to its name without a version."""
     State.of(request).repository.get(model)
     return json_answer({"name": model, "ready": True})
 

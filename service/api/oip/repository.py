@@ -4,6 +4,7 @@ from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
+from starlette.concurrency import run_in_threadpool
 
 from service.api.answers import json_answer
 from service.api.oip import body, schemas
@@ -30,7 +31,8 @@ async def _content(request: Request) -> dict[str, Any]:
 async def index(request: Request) -> Response:
     """Every version of every model in the repository with its state; with `ready`, those that can answer now."""
     only_ready = read_flag(_BODY, await _content(request), "ready")
-    entries = State.of(request).repository.index()
+    repository = State.of(request).repository
+    entries = repository.index() if only_ready else await run_in_threadpool(repository.listing)
     return json_answer([asdict(entry) for entry in entries if entry.state == "READY" or not only_ready])
 
 

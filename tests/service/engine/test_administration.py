@@ -43,6 +43,25 @@ def _infer(client: httpx.Client, model: str) -> int:
     return client.post(f"/v2/models/{model}/infer", content=body, headers=headers).status_code
 
 
+def test_the_index_lists_what_waits_to_be_loaded(app: FastAPI) -> None:
+    """A version whose folder comes while the service runs is in the index, not ready, until its model is loaded."""
+    settings = app.state.normscope.settings
+
+    def index(client: httpx.Client, *, ready: bool) -> dict[str, str]:
+        entries = client.post("/v2/repository/index", json={"ready": ready}).json()
+        return {f"{entry['name']}/{entry['version']}": entry["state"] for entry in entries}
+
+    with running_app(app) as client:
+        import_graph(
+            save(block(), settings.model_repository / "new.onnx"), settings.model_repository / "new" / "7", ImportOptions()
+        )
+        known = {"one/1": "READY", "two/1": "READY"}
+        assert index(client, ready=False) == known | {"new/7": "UNAVAILABLE"}
+        assert index(client, ready=True) == known
+        assert client.post("/v2/repository/models/new/load").status_code == 200
+        assert index(client, ready=True) == known | {"new/7": "READY"}
+
+
 def test_changes_that_wait_hold_up_nobody(app: FastAPI) -> None:
     """While 50 requests to unload a model wait for one in hand, health is answered, and large bodies to another are read; then all
     are answered 200, and the model can be loaded again."""

@@ -69,6 +69,17 @@ def test_the_highest_number_answers_and_others_when_named(small_repository: Smal
             repository.get("text", "12")
 
 
+def test_a_version_that_is_no_number_never_stands_in_for_one(small_repository: SmallRepository, tmp_path: Path) -> None:
+    """While the only number cannot be loaded, 1-int8 answers to its own name alone; the model's name tells what is wrong."""
+    break_artifact(add_version(small_repository, tmp_path, "1"))
+    add_version(small_repository, tmp_path, "1-int8")
+    with opened(tmp_path) as repository:
+        assert repository.get("text", "1-int8").manifest.version == "1-int8"
+        with pytest.raises(NotReadyError, match="text/1 cannot be loaded"):
+            repository.get("text")
+        assert repository.manifests == []
+
+
 def test_a_model_of_which_no_version_is_a_number_answers_all_the_same(small_repository: SmallRepository, tmp_path: Path) -> None:
     """Where only 1-int8 is there, it is the newest."""
     add_version(small_repository, tmp_path, "1-int8")
