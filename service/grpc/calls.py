@@ -50,8 +50,6 @@ class Calls:
 
     def __init__(self, state: State) -> None:
         self._state = state
-        # all queues full, and as many calls again whose messages are read, that are refused, or that wait
-        self._limit = state.settings.max_queue * (len(state.repository.names) + 1)
         self.in_hand: set[asyncio.Task[Any]] = set()
         """Their tasks. One that is cancelled once the service stops tells its client so."""
 
@@ -79,12 +77,14 @@ class Calls:
     @property
     def overload(self) -> OverloadedError | None:
         """Why the message of a held call must not be read, if so: messages take memory before they have a place in a queue."""
-        if len(self.in_hand) <= self._limit:
+        # all queues full, and as many calls again whose messages are read, that are refused, or that wait
+        limit = self._state.settings.max_queue * (len(self._state.repository.names) + 1)
+        if len(self.in_hand) <= limit:
             return None
         return OverloadedError(
-            f"more than {self._limit} calls are in hand",
+            f"more than {limit} calls are in hand",
             value=len(self.in_hand),
-            limit=self._limit,
+            limit=limit,
             remedy="try again later, or raise NORMSCOPE_MAX_QUEUE",
         )
 
