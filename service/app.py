@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
 
+from anyio import CapacityLimiter
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware.cors import CORSMiddleware
@@ -41,6 +42,7 @@ _CORS_HEADERS = [
     "X-API-Key",
     "X-Request-ID",
 ]
+_READ_AT_ONCE = 4  # large tensors; 20 MB of numbers in JSON take 250 MB meanwhile
 _DESCRIPTION = (
     "Predictions together with the activation statistics of every layer before and after normalization and around every "
     "residual add."
@@ -98,7 +100,9 @@ def create_app(settings: Settings) -> FastAPI:
         document_keys(app.openapi(), keys, open_metrics=settings.open_metrics)  # which the framework makes once
     hot, observer = HotRoutes([predict.router, oip.hot_router]), Observer(metrics, repository)
     refuse = EarlyRefusal(hot, repository, observer, lifecycle, keys)
-    app.state.normscope = State(settings, repository, administration, store, monitor, metrics, lifecycle, tracing, refuse)
+    app.state.normscope = State(
+        settings, repository, administration, store, monitor, metrics, lifecycle, tracing, refuse, CapacityLimiter(_READ_AT_ONCE)
+    )
     app.wrap(DirectRoutes, hot=hot, answer_error=answer_error)
     app.wrap(Admission, lifecycle=lifecycle, keys=keys, open_metrics=settings.open_metrics)
     if settings.cors_origins:  # around the keys: a browser asks without one whether it may ask

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from anyio import CapacityLimiter
 from fastapi import Request
 
 from service.drift import DriftMonitor
@@ -21,7 +22,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class State:
-    """What one app has: settings, models and what changes them, statistics, drift, metrics, phase, traces, early refusals."""
+    """What one app has: settings, models and what changes them, statistics, drift, metrics, phase, traces, early refusals.
+
+    `reading` bounds how many large tensors are read at once: as lists of Python's numbers they take many times their place.
+    """
 
     settings: Settings
     repository: Repository
@@ -32,6 +36,7 @@ class State:
     lifecycle: Lifecycle
     tracing: Tracing | None
     refuse: "EarlyRefusal"
+    reading: CapacityLimiter
 
     @classmethod
     def of(cls, request: Request) -> "State":

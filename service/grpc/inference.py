@@ -2,6 +2,7 @@
 
 import asyncio
 
+from anyio.to_thread import run_sync
 from google.protobuf.message import Message
 
 from service.api.oip.inputs import read_items
@@ -31,7 +32,7 @@ async def infer(state: State, request: InferenceRequest, size: int, time_left_s:
     with state.repository.reserve(request.model_name, request.model_version or None) as served:
         interface = ModelInterface.of(served)
         wanted, chosen, items = (
-            await asyncio.to_thread(_understand, request, interface, state.settings)
+            await run_sync(_understand, request, interface, state.settings, limiter=state.reading)
             if size >= _ASIDE_BYTES
             else _understand(request, interface, state.settings)
         )

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from anyio.to_thread import run_sync
 from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool
 
@@ -44,7 +45,7 @@ async def _infer(request: Request, model: str, version: str | None) -> Response:
         wanted, chosen, items = (
             _understand(received, interface, state.settings)
             if len(received.content or b"") + len(received.binary) < _ASIDE_BYTES
-            else await run_in_threadpool(_understand, received, interface, state.settings)
+            else await run_sync(_understand, received, interface, state.settings, limiter=state.reading)
         )
         outcomes, timing = await served.predict(
             items,
