@@ -88,7 +88,7 @@ def _refusal(path: str, error: ServiceError) -> Refusal:
 
 
 def _version(scope: Scope) -> str | None:
-    if not scope["query_string"]:
-        version: str | None = scope["path_params"].get("version")
+    version: str | None = scope["path_params"].get("version")
+    if version is not None or not scope["query_string"]:
         return version
     return parse_qs(str(scope["query_string"], "latin-1")).get("version", [None])[-1]

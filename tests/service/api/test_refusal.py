@@ -77,6 +77,7 @@ def test_refusals_are_counted(busy: tuple[httpx.Client, ServedModel]) -> None:
         ("/v1/models/text/predict", {"X-API-Key": "wrong"}, 401),
         ("/v1/models/none/predict", {}, 404),
         ("/v1/models/text/predict?version=9", {}, 404),
+        ("/v2/models/text/versions/9/infer?version=1", {}, 404),
         ("/v1/models/vision/predict", {}, 422),
     ],
 )
