@@ -150,7 +150,9 @@ class TrafficAnswer(BaseModel):
     version: str
     since: str = Field(description="ISO 8601, UTC; widened to whole windows, and to hours and days where old windows were merged")
     until: str = Field(description="likewise")
-    complete: bool = Field(description="false while the database cannot be read: only what this process has not stored yet is here")
+    complete: bool = Field(
+        description="false while the database cannot be read: only what this process has not stored yet is here; or a stored window is broken"
+    )
     requests: int = Field(description="inputs served; a call with three photos counts three")
     sampled: int = Field(description="of these, inputs whose statistics were taken")
     quantiles: list[float] = Field(description="ranks of all lists named quantiles")
