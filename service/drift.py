@@ -11,7 +11,7 @@ from models.statistics.drift import Levels, State
 from service.engine.model import ServedModel
 from service.engine.repository import Repository
 from service.settings import Settings
-from service.statistics.drift import DriftStatus, DriftWatch
+from service.statistics.drift import DriftStatus, DriftWatch, layer_scores
 from service.statistics.store import StatisticsStore
 
 _LOOK_S = 1.0
@@ -117,3 +117,9 @@ class DriftMonitor:
     def statuses(self) -> dict[tuple[str, str], DriftStatus]:
         """Of every model, by name and version, that is watched."""
         return {key: watch.status for key, watch in self._watches.items()}
+
+    @property
+    def layer_scores(self) -> dict[tuple[str, str], dict[str, float]]:
+        """Of every model whose newest window is not unknown, the score of each layer."""
+        tests = {key: (watch.status.test, watch.traffic.series.layout) for key, watch in self._watches.items()}
+        return {key: layer_scores(test, layout) for key, (test, layout) in tests.items() if test is not None}

@@ -151,7 +151,8 @@ class TrafficAnswer(BaseModel):
     since: str = Field(description="ISO 8601, UTC; widened to whole windows, and to hours and days where old windows were merged")
     until: str = Field(description="likewise")
     complete: bool = Field(
-        description="false while the database cannot be read: only what this process has not stored yet is here; or a stored window is broken"
+        description="false while the database cannot be read: only what this process has not stored yet is here; "
+        "or where a stored window is broken"
     )
     requests: int = Field(description="inputs served; a call with three photos counts three")
     sampled: int = Field(description="of these, inputs whose statistics were taken")

@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from models.statistics.drift import LEAST_REQUESTS, Levels, ReferenceRanks, State, WindowScores, WindowTest
+from models.statistics.drift import LEAST_REQUESTS, Levels, ReferenceRanks, State, WindowScores, WindowTest, score_of
 from models.statistics.layers import SideLayout
 from models.statistics.request_values import value_places
 from service.statistics.history import History
@@ -46,6 +46,7 @@ class DriftStatus:
         verdicts: the newest last, `MAX_VERDICTS` at most.
         test: behind the newest verdict; None where the state is `unknown`.
         collected: sampled requests since then.
+        seen: end of the last window that was looked at, seconds since 1970; 0 before the first look.
     """
 
     state: State
@@ -53,6 +54,11 @@ class DriftStatus:
     verdicts: tuple[Verdict, ...] = ()
     test: WindowTest | None = None
     collected: int = 0
+    seen: int = 0
+
+    def state_at(self, start: int) -> State:
+        """Of the window that begins at `start`: that of the stretch it is in, or where it is in none of the last before it."""
+        return next((each.state for each in reversed(self.verdicts) if each.since <= start), "unknown")
 
 
 @dataclass(frozen=True)
@@ -112,7 +118,7 @@ class DriftWatch:
         for start in range(self._next, end, window_s):
             self._next = start + window_s
             self._add(start, parts.get(start, ()))
-        self.status = replace(self.status, collected=self._scores.samples)
+        self.status = replace(self.status, collected=self._scores.samples, seen=end)
         if not before.verdicts:
             return self.status.state in ("warning", "drift")
         return self.status.state != before.state
@@ -172,6 +178,15 @@ def affected_layers(test: WindowTest, layout: SideLayout, level: float) -> list[
         if known is None or by_significance(each) < by_significance(known):
             strongest[layer] = each
     return [strongest[each.layer] for each in layout.layers if each.layer in strongest]
+
+
+def layer_scores(test: WindowTest, layout: SideLayout) -> dict[str, float]:
+    """-log10 of the smallest p-value of each layer, in the order of the network."""
+    p_values = np.where(test.missing > 0, np.minimum(test.p_values, test.undefined_p), test.p_values)
+    smallest: dict[str, float] = {}
+    for (place, _, _), p_value in zip(value_places(layout), p_values.tolist(), strict=True):
+        smallest[place.layer] = min(p_value, smallest.get(place.layer, 1.0))
+    return {layer: score_of(p_value) for layer, p_value in smallest.items()}
 
 
 def by_significance(each: Affected) -> tuple[bool, float, float]:

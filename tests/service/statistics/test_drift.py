@@ -9,7 +9,7 @@ from models.statistics.drift import LEAST_REQUESTS, Levels, ReferenceRanks, Wind
 from models.statistics.moments import Floats
 from models.statistics.request_values import request_values
 from service.statistics.database import Database
-from service.statistics.drift import MAX_VERDICTS, DriftWatch, affected_layers
+from service.statistics.drift import MAX_VERDICTS, DriftWatch, affected_layers, layer_scores
 from service.statistics.history import History
 from service.statistics.retention import HOUR_S, Retention
 from service.statistics.traffic import TrafficStatistics
@@ -69,6 +69,7 @@ def test_states_follow_the_traffic(watched: Watched) -> None:
     assert watched.watch.status.since == start + 5 * 60
     drifted = watched.watch.status.verdicts[3]
     assert (drifted.since, drifted.until, drifted.requests, drifted.sampled) == (start + 180, start + 240, _MANY, _MANY)
+    assert watched.watch.status.seen == start + 7 * 60
     assert drifted.score is not None
     assert drifted.score > -np.log10(_LEVELS.drift)
 
@@ -193,6 +194,31 @@ def test_affected_layers_come_in_the_order_of_the_network() -> None:
     assert (add.layer, add.side, add.statistic, add.change) == ("add", None, "residual_ratio", "lower")
     assert norm.effect > 2 > -2 > add.effect
     assert max(norm.p_value, add.p_value) <= _LEVELS.drift
+
+
+def test_every_layer_has_a_score() -> None:
+    """That of its smallest p-value, and of requests that are undefined where they are; the largest is that of the window."""
+    far = request_values(batch(100, seed=5)).max() + 10
+    test = _tested({15: -1.0, 5: far})
+    scores = layer_scores(test, SERIES.layout)
+    affected = {each.layer: -np.log10(each.p_value) for each in affected_layers(test, SERIES.layout, _LEVELS.drift)}
+    assert scores == pytest.approx(affected)
+    assert max(scores.values()) == test.score
+    undefined = layer_scores(_tested({2: np.nan}), SERIES.layout)
+    assert list(undefined) == ["norm", "add"]
+    assert undefined["norm"] < 2
+    assert undefined["add"] > 10
+
+
+def test_a_window_has_the_state_of_its_stretch(watched: Watched) -> None:
+    """Each of several that are put together has the state of all of them; before they are enough, that of the last stretch."""
+    start = int(watched.clock.now)
+    assert watched.watch.status.state_at(start) == "unknown"
+    for minute in range(8):
+        watched.minute(10, offset=3.0 if minute > 2 else 0.0)
+    assert watched.states == ["ok", "drift"]
+    assert [watched.watch.status.state_at(start + 60 * minute) for minute in range(8)] == ["ok"] * 3 + ["drift"] * 5
+    assert watched.watch.status.state_at(start - 60) == "unknown"
 
 
 def test_a_change_of_spread_is_named_so() -> None:
