@@ -2,7 +2,8 @@
 
 Windows accumulate until they hold enough sampled requests; the state of such a stretch is that of all its windows. A stretch ends
 with the hour: an hour with too few requests is `unknown`, what is left over of others is left out. So every replica, and a process
-that was started again, makes the same stretches of the same windows. Knows no threads and no clock.
+that was started again, makes the same stretches of the same windows. While the database cannot be read, and until what waited
+elsewhere is stored, nothing is judged, for some minutes: then what is known here has to do. Knows no threads and no clock.
 """
 
 from collections.abc import Iterable
@@ -20,6 +21,7 @@ from service.statistics.retention import HOUR_S
 from service.statistics.traffic import TrafficStatistics
 
 MAX_VERDICTS = 1000
+_PATIENCE_S = 300
 _Kind = Literal["higher", "lower", "wider", "narrower", "undefined"]
 _SHOWN = {"mean": "request_mean", "std": "request_std"}
 
@@ -84,10 +86,22 @@ class Affected:
 class DriftWatch:
     """Follows one model; `look` is called by one thread, `status` is read by any."""
 
-    def __init__(self, traffic: TrafficStatistics, ranks: ReferenceRanks, history: History, levels: Levels, now: float) -> None:
-        """Begins with the hour before the present one, so that a restart forgets nothing."""
+    def __init__(
+        self,
+        traffic: TrafficStatistics,
+        ranks: ReferenceRanks,
+        history: History,
+        levels: Levels,
+        now: float,
+        storing_s: float = 0,
+    ) -> None:
+        """Begins with the hour before the present one, so that a restart forgets nothing.
+
+        `storing_s`: until what others have counted is stored, once the database takes it again.
+        """
         self.traffic, self.ranks, self.levels = traffic, ranks, levels
-        self._history = history
+        self._history, self._storing_s = history, storing_s
+        self._unread: tuple[float, float] | None = None  # the first and the last look for which the database could not be read
         self._next = _hour_of(now) - HOUR_S
         self._begin(self._next)
         self._hour_is_known = False
@@ -110,6 +124,8 @@ class DriftWatch:
             self._begin(self._next)
             self._hour_is_known = False
         period = self._history.read(self.traffic, self._next, end, scores=True)
+        if self._is_to_wait(complete, period.complete):
+            return False
         parts: dict[int, list[StoredPart]] = {}
         for part in period.parts:
             if part.seconds == window_s:
@@ -122,6 +138,13 @@ class DriftWatch:
         if not before.verdicts:
             return self.status.state in ("warning", "drift")
         return self.status.state != before.state
+
+    def _is_to_wait(self, now: float, read: bool) -> bool:
+        if not read:
+            self._unread = self._unread[0] if self._unread else now, now
+        elif self._unread and now >= self._unread[1] + self._storing_s:
+            self._unread = None
+        return self._unread is not None and now < self._unread[0] + _PATIENCE_S
 
     def _add(self, start: int, parts: Iterable[StoredPart]) -> None:
         for part in parts:

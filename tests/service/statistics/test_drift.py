@@ -1,6 +1,7 @@
 """A watched model: which windows make a stretch, what its state is, since when, where, and what of it is to be told."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ class Watched:
     """One replica: it counts, stores and watches, by a clock that the test moves from minute to minute."""
 
     def __init__(self, database: Database, clock: Clock) -> None:
-        self.clock = clock
+        self.clock, self.database = clock, database
         self.traffic = TrafficStatistics(SERIES, 60, clock)
         self.traffic.ranks = _RANKS
         self.writer = StatisticsWriter(database, Retention.parse("6h,7d,365d"), lambda: [self.traffic], 10, clock)
@@ -168,13 +169,44 @@ def test_a_process_that_stood_still_goes_on_with_the_last_hours(watched: Watched
 
 
 def test_without_the_database_the_own_traffic_is_watched(watched: Watched) -> None:
-    """What waits in memory is enough."""
+    """What waits in memory is enough, where the database has been gone for five minutes."""
     watched.history = History(Database("sqlite:////nowhere/at/all.sqlite"), watched.writer.attempted)
     watched.watch = watched.new_watch()
     serve(watched.traffic, _MANY, 1, offset=3.0)
     watched.clock.now += 60
-    assert watched.watch.look(watched.clock.now)
-    assert watched.states == ["drift"]
+    began = watched.clock.now
+    for seconds, expected in ((0, []), (299, []), (300, ["drift"])):
+        assert watched.watch.look(began + seconds) is bool(expected)
+        assert watched.states == expected
+    watched.clock.now += 300
+    serve(watched.traffic, _MANY, 2)
+    watched.clock.now += 60
+    watched.watch.look(watched.clock.now)
+    assert watched.states == ["drift", "ok"]
+
+
+def test_replicas_wait_for_a_database_and_for_what_others_had_to_keep(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """While it cannot be read no window is judged by a part of its requests; nor after that until the others have stored theirs."""
+    start = watched.clock.now
+    other = TrafficStatistics(SERIES, 60, watched.clock)
+    other.ranks = _RANKS
+    watched.watch = DriftWatch(watched.traffic, _RANKS, watched.history, _LEVELS, start, storing_s=12)
+    for traffic in (watched.traffic, other):
+        serve(traffic, LEAST_REQUESTS, 1)
+    assert watched.writer.store()
+    gone = Database.file(tmp_path / "nowhere" / "statistics.sqlite")
+    watched.clock.now += 75
+    with monkeypatch.context() as patched:
+        patched.setattr(watched.history, "_database", gone)
+        assert not watched.watch.look(watched.clock.now)
+    for seconds, expected in ((1, []), (11, []), (12, [2 * LEAST_REQUESTS])):
+        watched.watch.look(watched.clock.now + seconds)
+        assert [each.sampled for each in watched.watch.status.verdicts] == expected
+        StatisticsWriter(
+            watched.database, Retention.parse("6h,7d,365d"), lambda: [watched.traffic, other], 10, watched.clock
+        ).store()
 
 
 def _tested(change: dict[int, Floats | float], n: int = 100) -> WindowTest:
