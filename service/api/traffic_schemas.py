@@ -55,6 +55,8 @@ _CHANNELS: dict[str, Any] = {
     "max": [5.3, 1.9],
     "zeros": [0.0, 0.0],
     "nonfinite": [0, 0],
+    "reference": {"mean": [0.01, -0.5], "var": [1.4, 0.9]},
+    "training": None,
 }
 _CHANNELS_LAYER: dict[str, Any] = {"layer": "embedding_norm", "kind": "layer_norm", "before": _CHANNELS}
 _CHANNELS_KEYS = ("model", "version", "since", "until", "complete", "sampled")
@@ -161,6 +163,15 @@ class TrafficAnswer(BaseModel):
     series: TrafficSeries | None = Field(description="null unless a step was asked for")
 
 
+class ChannelsExpected(BaseModel):
+    """What traffic is to be seen beside: lists by channel."""
+
+    model_config = _like(_CHANNELS["reference"])
+
+    mean: list[float]
+    var: list[float]
+
+
 class ChannelsSide(BaseModel):
     """One side over a stretch of time: of each statistic a list by channel, empty where nothing was sampled."""
 
@@ -174,6 +185,8 @@ class ChannelsSide(BaseModel):
     max: Numbers
     zeros: Numbers = Field(description="fraction of exact zeros, 0..1")
     nonfinite: list[int] = Field(description="NaN and infinities; an input with any in a channel is left out of the rest of it")
+    reference: ChannelsExpected | None = Field(description="over the samples of the reference; null without one")
+    training: ChannelsExpected | None = Field(description="running mean and variance before a batch normalization; else null")
 
 
 class ChannelsLayer(BaseModel):
