@@ -117,10 +117,10 @@ class DriftWatch:
         """
         window_s = self.traffic.window_s
         end = int(complete // window_s) * window_s
-        if end <= self._next:
+        if self._next - HOUR_S <= end <= self._next:
             return False
-        if end - self._next > 2 * HOUR_S:  # the process stood still
-            self._next = _hour_of(end) - HOUR_S
+        if not 0 < end - self._next <= 2 * HOUR_S:  # the process stood still, or its clock was wrong
+            self._next, self._unread = _hour_of(end) - HOUR_S, None
             self._begin(self._next)
             self._hour_is_known = False
         period = self._history.read(self.traffic, self._next, end, scores=True)

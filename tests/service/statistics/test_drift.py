@@ -168,6 +168,16 @@ def test_a_process_that_stood_still_goes_on_with_the_last_hours(watched: Watched
     assert len(watched.watch.status.verdicts) < MAX_VERDICTS
 
 
+def test_a_clock_that_was_wrong_stops_no_watch(watched: Watched) -> None:
+    """Set back by a year, the watch goes on with the hour before; by a minute, it waits for the next window."""
+    watched.clock.now += 365 * 24 * HOUR_S
+    watched.minute(_MANY)
+    assert not watched.watch.look(watched.clock.now - 60)
+    watched.clock.now -= 365 * 24 * HOUR_S
+    assert watched.minute(_MANY, offset=3.0)
+    assert (watched.watch.status.state, watched.watch.status.seen) == ("drift", watched.clock.now)
+
+
 def test_without_the_database_the_own_traffic_is_watched(watched: Watched) -> None:
     """What waits in memory is enough, where the database has been gone for five minutes."""
     watched.history = History(Database("sqlite:////nowhere/at/all.sqlite"), watched.writer.attempted)
