@@ -76,7 +76,7 @@ def channel_statistics(request: Request, model: str, query: Annotated[ChannelsQu
 
 
 def _check_size(moments: ChannelMoments, rows: Sequence[int], limit: int) -> None:
-    numbers = (len(_MEASURES) + 4) * sum(moments.row(row).count.size for row in rows)
+    numbers = len(_MEASURES) * sum(moments.row(row).count.size for row in rows)
     TooManyValuesError.check(numbers, limit, "choose fewer layers or one side")
 
 
