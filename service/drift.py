@@ -11,7 +11,7 @@ from models.statistics.drift import Levels, State
 from service.engine.model import ServedModel
 from service.engine.repository import Repository
 from service.settings import Settings
-from service.statistics.drift import DriftStatus, DriftWatch
+from service.statistics.drift import DriftStatus, DriftWatch, layer_scores
 from service.statistics.store import StatisticsStore
 
 _LOOK_S = 1.0
@@ -50,7 +50,7 @@ class DriftMonitor:
         """`tell` is called with every change of state; it must return at once."""
         self._repository, self._history, self._tell, self._clock = repository, statistics.history, tell, clock
         self.levels = Levels.of(settings.drift_false_alarms_per_month, settings.statistics_window_s)
-        self._late_s = _LATE_S + (settings.statistics_flush_s + _STORING_S if statistics.database.shared else 0)
+        self._storing_s = settings.statistics_flush_s + _STORING_S if statistics.database.shared else 0
         self._watches: Mapping[tuple[str, str], DriftWatch] = {}
         self._failing: set[tuple[str, str]] = set()
         self._stop = threading.Event()
@@ -83,7 +83,7 @@ class DriftMonitor:
                     continue
                 watches[key] = watch
                 before = watch.status
-                if watch.look(self._clock() - self._late_s):
+                if watch.look(self._clock() - _LATE_S - self._storing_s):
                     self._changed(Change(served, self.levels, before.state if before.verdicts else None, watch.status))
                 self._failing.discard(key)
             except Exception as error:  # whatever it is, other models are looked at, and this one again
@@ -98,7 +98,7 @@ class DriftMonitor:
         known = self._watches.get(key)
         if known is not None and known.traffic is served.traffic and known.ranks.fingerprint == served.ranks.fingerprint:
             return known
-        return DriftWatch(served.traffic, served.ranks, self._history, self.levels, self._clock())
+        return DriftWatch(served.traffic, served.ranks, self._history, self.levels, self._clock(), self._storing_s)
 
     def _changed(self, change: Change) -> None:
         manifest, state = change.served.manifest, change.status.state
@@ -117,3 +117,9 @@ class DriftMonitor:
     def statuses(self) -> dict[tuple[str, str], DriftStatus]:
         """Of every model, by name and version, that is watched."""
         return {key: watch.status for key, watch in self._watches.items()}
+
+    @property
+    def layer_scores(self) -> dict[tuple[str, str], dict[str, float]]:
+        """Of every model whose newest window is not unknown, the score of each layer."""
+        tests = {key: (watch.status.test, watch.traffic.series.layout) for key, watch in self._watches.items()}
+        return {key: layer_scores(test, layout) for key, (test, layout) in tests.items() if test is not None}

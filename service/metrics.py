@@ -9,7 +9,6 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, H
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from models.artifact import Layer
 from models.statistics.drift import State
 from service.drift import DriftMonitor
 from service.engine.counters import CountersSnapshot
@@ -63,9 +62,10 @@ class Metrics:
             registry=self._registry,
         )
         self._registry.register(_Models(repository))
-        self._registry.register(_Statistics(repository, statistics, layers))
+        patterns = [part.strip() for part in layers.split(",") if part.strip()]
+        self._registry.register(_Statistics(repository, statistics, patterns))
         if drift is not None:
-            self._registry.register(_Drift(drift, webhook))
+            self._registry.register(_Drift(drift, webhook, patterns))
         ProcessCollector(registry=self._registry)
         # finding a series by its labels costs more than counting in it
         self._requests_of: dict[tuple[str, str, str, int | str], tuple[Counter, Histogram]] = {}
@@ -119,9 +119,8 @@ class _Models(Collector):
 class _Statistics(Collector):
     """The state of storing, and of chosen layers the statistics of the last window that ended; read when Prometheus asks."""
 
-    def __init__(self, repository: Repository, statistics: StatisticsStore, layers: str) -> None:
-        self._repository, self._statistics = repository, statistics
-        self._patterns = [part.strip() for part in layers.split(",") if part.strip()]
+    def __init__(self, repository: Repository, statistics: StatisticsStore, patterns: Sequence[str]) -> None:
+        self._repository, self._statistics, self._patterns = repository, statistics, patterns
 
     def collect(self) -> Iterable[Metric]:
         storing = GaugeMetricFamily("normscope_statistics_storing", "0 while the database does not take the statistics, else 1")
@@ -179,25 +178,27 @@ class _Statistics(Collector):
             series, (start, moments) = served.traffic.series, last
             began.add_metric([entry.name, entry.version], start)
             elements, values = side_columns(moments), value_columns(moments.values)
-            for layer in self._chosen(series.layout.layers):
-                labels = [entry.name, entry.version, layer.layer]
-                for side in layer.tensors:
-                    row = series.layout.row_of[layer.layer, side]
+            named = {layer.layer: layer for layer in series.layout.layers}
+            for name in _chosen(named, self._patterns):
+                labels = [entry.name, entry.version, name]
+                for side in named[name].tensors:
+                    row = series.layout.row_of[name, side]
                     mean.add_metric([*labels, side], elements["mean"][row])
                     std.add_metric([*labels, side], elements["std"][row])
-                if (add := series.layout.add_of.get(layer.layer)) is not None:
+                if (add := series.layout.add_of.get(name)) is not None:
                     ratio.add_metric(labels, values["mean"][series.value_of("residual_ratio", add)])
         return [mean, std, ratio, began]
 
-    def _chosen(self, layers: Sequence[Layer]) -> list[Layer]:
-        return [each for each in layers if any(fnmatchcase(each.layer, pattern) for pattern in self._patterns)][:_MAX_LAYERS]
+
+def _chosen(layers: Iterable[str], patterns: Sequence[str]) -> list[str]:
+    return [each for each in layers if any(fnmatchcase(each, pattern) for pattern in patterns)][:_MAX_LAYERS]
 
 
 class _Drift(Collector):
     """The state of every model that has a reference, and what became of alerts; read when Prometheus asks."""
 
-    def __init__(self, drift: DriftMonitor, webhook: Webhook | None) -> None:
-        self._drift, self._webhook = drift, webhook
+    def __init__(self, drift: DriftMonitor, webhook: Webhook | None, patterns: Sequence[str]) -> None:
+        self._drift, self._webhook, self._patterns = drift, webhook, patterns
 
     def collect(self) -> Iterable[Metric]:
         of_version = ["model", "version"]
@@ -217,7 +218,18 @@ class _Drift(Collector):
                 score.add_metric(key, status.test.score)
         for result, count in (self._webhook.counts if self._webhook is not None else {}).items():
             alerts.add_metric([result], count)
-        return [score, state, alerts]
+        return [score, state, alerts, *(self._layers() if self._patterns else [])]
+
+    def _layers(self) -> list[Metric]:
+        score = GaugeMetricFamily(
+            "normscope_layer_drift_score",
+            "-log10 of the smallest p-value of the layer in the newest window; not while unknown",
+            labels=["model", "version", "layer"],
+        )
+        for key, scores in self._drift.layer_scores.items():
+            for layer in _chosen(scores, self._patterns):
+                score.add_metric([*key, layer], scores[layer])
+        return [score]
 
 
 def _batch_sizes(counters: CountersSnapshot) -> tuple[list[tuple[str, float]], float]:

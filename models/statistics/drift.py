@@ -264,8 +264,8 @@ class WindowTest:
 
     @property
     def score(self) -> float:
-        """-log10 of the p-value, 300 at most."""
-        return -math.log10(max(self.p_value, 10.0**-_MAX_SCORE)) + 0.0  # no negative zero
+        """That of the p-value."""
+        return score_of(self.p_value)
 
     def state(self, levels: Levels) -> State:
         """What the window is called at these levels."""
@@ -274,6 +274,11 @@ class WindowTest:
         if self.p_value <= levels.drift:
             return "drift"
         return "warning" if self.p_value <= levels.warning or self.strange else "ok"
+
+
+def score_of(p_value: float) -> float:
+    """-log10 of a p-value, 300 at most."""
+    return -math.log10(max(p_value, 10.0**-_MAX_SCORE)) + 0.0  # no negative zero
 
 
 def two_sided(deviates: Floats) -> Floats:

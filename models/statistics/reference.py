@@ -41,6 +41,18 @@ class Reference:
         """Number of samples."""
         return len(self.values)
 
+    def moments_of(self, layout: SideLayout) -> dict[tuple[str, str], tuple[Floats, Floats]]:
+        """Mean and variance of the channels of every layer and side, (C,) each.
+
+        Nothing where the manifest does not tell how many channels a layer has: it is not known where they begin.
+        """
+        extents = [extent for extent in layout.channels if extent is not None]
+        if len(extents) < len(layout.channels):
+            return {}
+        ends = np.cumsum(extents)[:-1]
+        of_reduction = list(zip(np.split(self.mean, ends), np.split(self.var, ends), strict=True))
+        return {(layer.layer, side): of_reduction[i] for (layer, side), i in zip(layout.rows, layout.reduction_of, strict=True)}
+
     def scorer(self, layout: SideLayout) -> AnomalyScorer | None:
         """What scores samples against it; None without evidence."""
         return None if self.evidence is None else AnomalyScorer(layout, self.values, self.evidence)

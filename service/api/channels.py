@@ -8,6 +8,7 @@ import numpy as np
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
+from models.statistics.moments import Floats
 from service.api.answers import documented_errors, json_answer
 from service.api.layers import MAX_PATTERN_LENGTH
 from service.api.query import LAYERS_HELP
@@ -39,13 +40,22 @@ class ChannelsQuery(BaseModel):
 
 @router.get("/{model}/statistics/channels", response_model=ChannelsAnswer, responses=documented_errors(404, 422, 503))
 def channel_statistics(request: Request, model: str, query: Annotated[ChannelsQuery, Query()]) -> Response:
-    """Statistics of every channel of the chosen layers, from the hours that reach into the time from `since` to `until`."""
+    """Statistics of every channel of the chosen layers, from the hours that reach into the time from `since` to `until`, beside the
+    mean and variance that are known of the reference and of training.
+    """
     state = State.of(request)
     served = state.repository.get(model, query.version)
     since, until = parse_range(query.since, query.until, time.time())
     choice = Choice.of(served.manifest, query.layers, query.side)
     period = state.statistics.history.read_channels(served.traffic, since, until)
     row_of = served.layout.row_of
+    reference = {} if served.reference is None else served.reference.moments_of(served.layout)
+    training = {(layer, "before"): moments for layer, moments in served.running.items()}
+
+    def described(layer: str, side: str) -> dict[str, Any]:
+        shown = {"reference": reference.get((layer, side)), "training": training.get((layer, side))}
+        return _described(period.moments, row_of[layer, side]) | {name: _mean_and_var(moments) for name, moments in shown.items()}
+
     if period.moments is not None:
         rows = [row_of[layer.layer, side] for layer, side in choice.rows]
         _check_size(period.moments, rows, state.settings.max_statistics_values)
@@ -58,8 +68,7 @@ def channel_statistics(request: Request, model: str, query: Annotated[ChannelsQu
             "complete": period.complete,
             "sampled": period.sampled,
             "layers": [
-                {"layer": layer.layer, "kind": layer.kind}
-                | {side: _described(period.moments, row_of[layer.layer, side]) for side in choice.sides(layer)}
+                {"layer": layer.layer, "kind": layer.kind} | {side: described(layer.layer, side) for side in choice.sides(layer)}
                 for layer in choice.layers
             ],
         }
@@ -69,6 +78,10 @@ def channel_statistics(request: Request, model: str, query: Annotated[ChannelsQu
 def _check_size(moments: ChannelMoments, rows: Sequence[int], limit: int) -> None:
     numbers = len(_MEASURES) * sum(moments.row(row).count.size for row in rows)
     TooManyValuesError.check(numbers, limit, "choose fewer layers or one side")
+
+
+def _mean_and_var(moments: tuple[Floats, Floats] | None) -> dict[str, list[float]] | None:
+    return None if moments is None else {"mean": moments[0].tolist(), "var": moments[1].tolist()}
 
 
 def _described(moments: ChannelMoments | None, row: int) -> dict[str, list[Any]]:

@@ -18,13 +18,14 @@ from service.api.query import LAYERS_HELP
 from service.api.statistics import Side
 from service.api.timerange import iso
 from service.api.traffic import Choice, totals
+from service.engine.model import ServedModel
 from service.errors import InvalidRequestError, ServiceError
 from service.state import State
-from service.statistics.traffic import TrafficStatistics
 
 router = APIRouter(prefix="/v1/models", tags=["statistics"])
 
 _LATE_S = 1.0  # what was served in a window may be counted a moment later
+_JUDGED_S = 5.0  # later than that, a window that was not looked at for drift goes out all the same
 _LOOK_S = 0.5  # between two looks whether the service ends
 _COMMENT_S = 15.0  # proxies close connections that are silent for longer
 _MAX_MISSED = 60
@@ -58,7 +59,7 @@ async def events(
         str | None, Header(description="id of the last event that arrived; those since then come first")
     ] = None,
 ) -> Response:
-    """One event `window` for each window that ends, named by its start: its totals, as in the statistics; also without traffic."""
+    """One event `window` for each window that ends, named by its start: totals, as in the statistics, and the state of drift."""
     source = _Source(State.of(request), model, query)
     source.resolve()
     window_s = source.window_s
@@ -90,7 +91,19 @@ class _Source:
         """Seconds from the end of a window until it is whole here: other replicas of a database store their part later."""
         return _LATE_S + (self.state.settings.statistics_flush_s if self.state.statistics.database.shared else 0)
 
-    def resolve(self) -> tuple[TrafficStatistics, Choice]:
+    def is_whole(self, start: int) -> bool:
+        """Whether all that was served in a window is counted, and looked at for drift.
+
+        Raises:
+            ServiceError: the model is not served any more.
+        """
+        late_s = time.time() - start - self.window_s - self.late_s
+        if late_s < 0:
+            return False
+        served = self.state.repository.get(self.model, self.query.version)
+        return late_s >= _JUDGED_S or served.ranks is None or self.state.drift.status(served).seen >= start + self.window_s
+
+    def resolve(self) -> tuple[ServedModel, Choice]:
         """What serves the model now, after it was replaced also, and what of it is shown.
 
         Raises:
@@ -99,13 +112,13 @@ class _Source:
         served = self.state.repository.get(self.model, self.query.version)
         choice = Choice.of(served.manifest, self.query.layers, self.query.side)
         choice.check_size(0, self.state.settings.max_statistics_values)
-        return served.traffic, choice
+        return served, choice
 
     def event(self, start: int) -> bytes:
         """The event of one window; nothing where it was merged into a longer one."""
-        traffic, choice = self.resolve()
+        served, choice = self.resolve()
         end = start + self.window_s
-        period = self.state.statistics.history.read(traffic, start, end)
+        period = self.state.statistics.history.read(served.traffic, start, end)
         if (period.since, period.until) != (start, end):
             return b""
         data = orjson.dumps(
@@ -115,6 +128,7 @@ class _Source:
                 "complete": period.complete,
                 "requests": period.requests,
                 "sampled": period.sampled,
+                "drift": None if served.ranks is None else self.state.drift.status(served).state_at(start),
                 "layers": totals(period, choice),
             }
         )
@@ -139,11 +153,12 @@ async def _stream(source: _Source, first: int) -> AsyncIterator[bytes]:
     yield b"retry: 2000\n\n"
     start, spoke = first, time.monotonic()
     while source.state.lifecycle.serving:
-        if time.time() >= start + source.window_s + source.late_s:
-            try:
-                yield await run_in_threadpool(source.event, start)
-            except ServiceError:
-                return
+        try:
+            event = await run_in_threadpool(source.event, start) if source.is_whole(start) else None
+        except ServiceError:
+            return
+        if event is not None:
+            yield event
             start += source.window_s
             spoke = time.monotonic()
         else:

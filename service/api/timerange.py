@@ -45,7 +45,10 @@ def parse_range(since: str, until: str, now: float, name: str = "since") -> tupl
     begin, end = parse_moment(since, now, name), parse_moment(until, now, "until" if name == "since" else name)
     if begin >= end:
         raise InvalidRequestError(
-            f"{name}: {since} is not before {until}", value=f"{since}..{until}", limit="since < until", remedy="swap them"
+            f"{name}: {since} is not before {until}",
+            value=f"{since}..{until}",
+            limit="since < until",
+            remedy="choose an earlier begin or a later end",
         )
     return begin, end
 

@@ -55,6 +55,8 @@ _CHANNELS: dict[str, Any] = {
     "max": [5.3, 1.9],
     "zeros": [0.0, 0.0],
     "nonfinite": [0, 0],
+    "reference": {"mean": [0.01, -0.5], "var": [1.4, 0.9]},
+    "training": None,
 }
 _CHANNELS_LAYER: dict[str, Any] = {"layer": "embedding_norm", "kind": "layer_norm", "before": _CHANNELS}
 _CHANNELS_KEYS = ("model", "version", "since", "until", "complete", "sampled")
@@ -150,12 +152,24 @@ class TrafficAnswer(BaseModel):
     version: str
     since: str = Field(description="ISO 8601, UTC; widened to whole windows, and to hours and days where old windows were merged")
     until: str = Field(description="likewise")
-    complete: bool = Field(description="false while the database cannot be read: only what this process has not stored yet is here")
+    complete: bool = Field(
+        description="false while the database cannot be read: only what this process has not stored yet is here; "
+        "or where a stored window is broken"
+    )
     requests: int = Field(description="inputs served; a call with three photos counts three")
     sampled: int = Field(description="of these, inputs whose statistics were taken")
     quantiles: list[float] = Field(description="ranks of all lists named quantiles")
     layers: list[TrafficLayer[Number]] = Field(description="totals")
     series: TrafficSeries | None = Field(description="null unless a step was asked for")
+
+
+class ChannelsExpected(BaseModel):
+    """What traffic is to be seen beside: lists by channel."""
+
+    model_config = _like(_CHANNELS["reference"])
+
+    mean: list[float]
+    var: list[float]
 
 
 class ChannelsSide(BaseModel):
@@ -171,6 +185,8 @@ class ChannelsSide(BaseModel):
     max: Numbers
     zeros: Numbers = Field(description="fraction of exact zeros, 0..1")
     nonfinite: list[int] = Field(description="NaN and infinities; an input with any in a channel is left out of the rest of it")
+    reference: ChannelsExpected | None = Field(description="over the samples of the reference; null without one")
+    training: ChannelsExpected | None = Field(description="running mean and variance before a batch normalization; else null")
 
 
 class ChannelsLayer(BaseModel):

@@ -11,7 +11,6 @@ from models.artifact import Layer
 from models.instrument.formulas import Formula
 from models.instrument.opened import Place
 from models.instrument.renormalize import Renormalization
-from models.statistics.layers import SideLayout
 from service.errors import InvalidRequestError, NoReferenceError
 
 Normalization = Literal["batch", "layer", "group", "none"]
@@ -23,25 +22,6 @@ class ChannelMoments:
 
     mean: NDArray[np.float64]
     var: NDArray[np.float64]
-
-
-def moments_of_layers(layout: SideLayout, mean: NDArray[np.floating], var: NDArray[np.floating]) -> dict[str, ChannelMoments]:
-    """What enters each normalization, by its name, as the reference of an artifact holds it.
-
-    Args:
-        layout: of the model.
-        mean, var: (sum of C,), the channels of all reductions of the layout one after the other.
-
-    Returns:
-        nothing where the manifest does not tell how many channels a layer has.
-    """
-    extents = [extent for extent in layout.channels if extent is not None]
-    if len(extents) < len(layout.channels):
-        return {}  # where channels begin is not known
-    ends = np.cumsum(extents)[:-1]
-    means, variances = (np.split(values.astype(np.float64), ends) for values in (mean, var))
-    entering = {layer.layer: i for (layer, side), i in zip(layout.rows, layout.reduction_of, strict=True) if side == "before"}
-    return {name: ChannelMoments(means[i], variances[i]) for name, i in entering.items()}
 
 
 @dataclass(frozen=True)

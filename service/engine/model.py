@@ -15,12 +15,13 @@ from models.statistics.layers import BatchReducer, RunOutputs, SideLayout
 from models.statistics.reference import Reference
 from service.engine.batching import Batch, Batcher, BatchLimits, BatchResult, fail
 from service.engine.calls import Call, Job, Outcome, outcomes_of
-from service.engine.changes import moments_of_layers
+from service.engine.changes import ChannelMoments
 from service.engine.counters import Counters
 from service.engine.graph import prepare
 from service.engine.inputs import InputReader, Item, TensorInput
 from service.engine.inputs_in_hand import InputsInHand
 from service.engine.interior import Interior
+from service.engine.running import running_moments
 from service.engine.session import Sessions
 from service.errors import DeadlineExceededError, InvalidRequestError, OverloadedError
 from service.settings import Settings
@@ -68,6 +69,7 @@ class ServedModel:
         self.layout = SideLayout(tuple(self.manifest.layers))
         self.reference = Reference.load(artifact, self.layout)
         self.scorer = self.reference.scorer(self.layout) if self.reference is not None else None
+        self.running = running_moments(artifact)
         self.ranks = None if self.reference is None else ReferenceRanks.of(self.reference.values, len(self.layout.rows))
         self.counters = Counters()
         self._settings = settings
@@ -94,8 +96,9 @@ class ServedModel:
             if all_counted
             else Batcher(f"{name}-plain", self._reader, self._run_quick, self.counters, limits, runs_at_once)
         )
-        moments = moments_of_layers(self.layout, self.reference.mean, self.reference.var) if self.reference is not None else {}
-        self.interior = Interior(artifact, self._reader, settings, moments)
+        moments = {} if self.reference is None else self.reference.moments_of(self.layout)
+        entering = {layer: ChannelMoments(*each) for (layer, side), each in moments.items() if side == "before"}
+        self.interior = Interior(artifact, self._reader, settings, entering)
         self._inputs = InputsInHand(self.manifest.name, settings.max_queue * self._max_elements)
         self._places = threading.Condition()
         self._in_hand = 0

@@ -2,9 +2,9 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, Table, and_, delete, func, null, select
+from sqlalchemy import ColumnElement, Connection, LargeBinary, Table, and_, cast, delete, func, null, select
 
 from models.statistics.request_values import value_count
 from service.statistics.channels import ChannelMoments
@@ -15,6 +15,7 @@ from service.statistics.sketches import Sketches
 from service.statistics.window import WindowMoments
 
 _NAMES = 500  # in one statement
+_Merged = TypeVar("_Merged")
 _log = logging.getLogger("normscope")
 
 
@@ -45,7 +46,8 @@ def read_sketches(connection: Connection, series: int, parts: Sequence[StoredPar
     for i in range(0, len(parts), _NAMES):
         chunk = parts[i : i + _NAMES]
         named = and_(c.series == series, c.start >= chunk[0].start, c.start <= chunk[-1].start, c.part.in_([p.part for p in chunk]))
-        found |= {part: bytes(sketches) for part, sketches in connection.execute(select(c.part, c.sketches).where(named))}
+        query = select(c.part, cast(c.sketches, LargeBinary)).where(named)
+        found |= {part: bytes(sketches) for part, sketches in connection.execute(query)}
     return found
 
 
@@ -119,10 +121,9 @@ def _merge_oldest(database: Database, table: Table, series: int, coarse_s: int, 
         def merge(parts: Sequence[StoredPart]) -> dict[str, bytes]:
             return _merged_windows(parts, sides, adds) if table is windows_table else _merged_channels(parts)
 
-        try:
-            merged = merge(parts)
-        except Exception:  # which one depends on where a part is broken
-            found, parts = len(parts), _readable(parts, merge)
+        found = len(parts)
+        parts, merged = readable_parts(parts, merge)
+        if len(parts) < found:
             _log.warning(
                 "%d of %d parts in table %s, series %d, from %d on, cannot be read and are deleted",
                 found - len(parts),
@@ -131,9 +132,8 @@ def _merge_oldest(database: Database, table: Table, series: int, coarse_s: int, 
                 series,
                 start,
             )
-            if not parts:
-                return True
-            merged = merge(parts)
+        if merged is None:
+            return True
         connection.execute(
             table.insert().values(
                 series=series,
@@ -148,8 +148,14 @@ def _merge_oldest(database: Database, table: Table, series: int, coarse_s: int, 
         return True
 
 
-def _readable(parts: Sequence[StoredPart], merge: Callable[[Sequence[StoredPart]], object]) -> list[StoredPart]:
-    """Those that can be read, and merged with the first that can."""
+def readable_parts(
+    parts: Sequence[StoredPart], merge: Callable[[Sequence[StoredPart]], _Merged]
+) -> tuple[list[StoredPart], _Merged | None]:
+    """Those that can be read, and merged with the first that can; and what they are together, None if there are none."""
+    try:
+        return list(parts), merge(parts) if parts else None
+    except Exception:  # which one depends on where a part is broken
+        pass
     readable: list[StoredPart] = []
     for part in parts:
         try:
@@ -157,10 +163,17 @@ def _readable(parts: Sequence[StoredPart], merge: Callable[[Sequence[StoredPart]
         except Exception:
             continue
         readable.append(part)
-    return readable
+    return readable, merge(readable) if readable else None
+
+
+def merged_channels(parts: Sequence[StoredPart]) -> ChannelMoments:
+    """The channels of all parts together; at least one."""
+    return ChannelMoments.merged([ChannelMoments.from_bytes(part.moments) for part in parts])
 
 
 def _merged_windows(parts: Sequence[StoredPart], sides: int, adds: int) -> dict[str, bytes]:
+    if not all(WindowMoments.are_in(part.moments, sides, adds) for part in parts):
+        raise ValueError("broken moments")
     moments = WindowMoments.from_bytes([part.moments for part in parts], sides, adds).pooled()
     sketches = Sketches(value_count(sides, adds))
     for part in parts:
@@ -170,7 +183,7 @@ def _merged_windows(parts: Sequence[StoredPart], sides: int, adds: int) -> dict[
 
 
 def _merged_channels(parts: Sequence[StoredPart]) -> dict[str, bytes]:
-    return {"moments": ChannelMoments.merged([ChannelMoments.from_bytes(part.moments) for part in parts]).to_bytes()}
+    return {"moments": merged_channels(parts).to_bytes()}
 
 
 def _read(
@@ -183,8 +196,12 @@ def _read(
     lock: bool = False,
 ) -> list[StoredPart]:
     c = table.c
-    large: list[Any] = [c[name] if asked else null() for name, asked in (("sketches", sketches), ("scores", scores))]
-    columns: list[Any] = [c.start, c.seconds, c.part, c.requests, c.sampled, c.moments, *large]
+    # SQLite lets anything stand in a column, such as text that was put there by hand
+    moments, *large = (
+        cast(c[name], LargeBinary) if asked else null()
+        for name, asked in (("moments", True), ("sketches", sketches), ("scores", scores))
+    )
+    columns: list[Any] = [c.start, c.seconds, c.part, c.requests, c.sampled, moments, *large]
     query = select(*columns).where(chosen).order_by(c.start, c.part)
     rows = connection.execute(query.with_for_update() if lock else query)
     return [

@@ -2,7 +2,8 @@
 
 Windows accumulate until they hold enough sampled requests; the state of such a stretch is that of all its windows. A stretch ends
 with the hour: an hour with too few requests is `unknown`, what is left over of others is left out. So every replica, and a process
-that was started again, makes the same stretches of the same windows. Knows no threads and no clock.
+that was started again, makes the same stretches of the same windows. While the database cannot be read, and until what waited
+elsewhere is stored, nothing is judged, for some minutes: then what is known here has to do. Knows no threads and no clock.
 """
 
 from collections.abc import Iterable
@@ -11,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from models.statistics.drift import LEAST_REQUESTS, Levels, ReferenceRanks, State, WindowScores, WindowTest
+from models.statistics.drift import LEAST_REQUESTS, Levels, ReferenceRanks, State, WindowScores, WindowTest, score_of
 from models.statistics.layers import SideLayout
 from models.statistics.request_values import value_places
 from service.statistics.history import History
@@ -20,6 +21,7 @@ from service.statistics.retention import HOUR_S
 from service.statistics.traffic import TrafficStatistics
 
 MAX_VERDICTS = 1000
+_PATIENCE_S = 300
 _Kind = Literal["higher", "lower", "wider", "narrower", "undefined"]
 _SHOWN = {"mean": "request_mean", "std": "request_std"}
 
@@ -46,6 +48,7 @@ class DriftStatus:
         verdicts: the newest last, `MAX_VERDICTS` at most.
         test: behind the newest verdict; None where the state is `unknown`.
         collected: sampled requests since then.
+        seen: end of the last window that was looked at, seconds since 1970; 0 before the first look.
     """
 
     state: State
@@ -53,6 +56,11 @@ class DriftStatus:
     verdicts: tuple[Verdict, ...] = ()
     test: WindowTest | None = None
     collected: int = 0
+    seen: int = 0
+
+    def state_at(self, start: int) -> State:
+        """Of the window that begins at `start`: that of the stretch it is in, or where it is in none of the last before it."""
+        return next((each.state for each in reversed(self.verdicts) if each.since <= start), "unknown")
 
 
 @dataclass(frozen=True)
@@ -78,10 +86,22 @@ class Affected:
 class DriftWatch:
     """Follows one model; `look` is called by one thread, `status` is read by any."""
 
-    def __init__(self, traffic: TrafficStatistics, ranks: ReferenceRanks, history: History, levels: Levels, now: float) -> None:
-        """Begins with the hour before the present one, so that a restart forgets nothing."""
+    def __init__(
+        self,
+        traffic: TrafficStatistics,
+        ranks: ReferenceRanks,
+        history: History,
+        levels: Levels,
+        now: float,
+        storing_s: float = 0,
+    ) -> None:
+        """Begins with the hour before the present one, so that a restart forgets nothing.
+
+        `storing_s`: until what others have counted is stored, once the database takes it again.
+        """
         self.traffic, self.ranks, self.levels = traffic, ranks, levels
-        self._history = history
+        self._history, self._storing_s = history, storing_s
+        self._unread: tuple[float, float] | None = None  # the first and the last look for which the database could not be read
         self._next = _hour_of(now) - HOUR_S
         self._begin(self._next)
         self._hour_is_known = False
@@ -97,13 +117,15 @@ class DriftWatch:
         """
         window_s = self.traffic.window_s
         end = int(complete // window_s) * window_s
-        if end <= self._next:
+        if self._next - HOUR_S <= end <= self._next:
             return False
-        if end - self._next > 2 * HOUR_S:  # the process stood still
-            self._next = _hour_of(end) - HOUR_S
+        if not 0 < end - self._next <= 2 * HOUR_S:  # the process stood still, or its clock was wrong
+            self._next, self._unread = _hour_of(end) - HOUR_S, None
             self._begin(self._next)
             self._hour_is_known = False
         period = self._history.read(self.traffic, self._next, end, scores=True)
+        if self._is_to_wait(complete, period.complete):
+            return False
         parts: dict[int, list[StoredPart]] = {}
         for part in period.parts:
             if part.seconds == window_s:
@@ -112,10 +134,17 @@ class DriftWatch:
         for start in range(self._next, end, window_s):
             self._next = start + window_s
             self._add(start, parts.get(start, ()))
-        self.status = replace(self.status, collected=self._scores.samples)
+        self.status = replace(self.status, collected=self._scores.samples, seen=end)
         if not before.verdicts:
             return self.status.state in ("warning", "drift")
         return self.status.state != before.state
+
+    def _is_to_wait(self, now: float, read: bool) -> bool:
+        if not read:
+            self._unread = self._unread[0] if self._unread else now, now
+        elif self._unread and now >= self._unread[1] + self._storing_s:
+            self._unread = None
+        return self._unread is not None and now < self._unread[0] + _PATIENCE_S
 
     def _add(self, start: int, parts: Iterable[StoredPart]) -> None:
         for part in parts:
@@ -172,6 +201,15 @@ def affected_layers(test: WindowTest, layout: SideLayout, level: float) -> list[
         if known is None or by_significance(each) < by_significance(known):
             strongest[layer] = each
     return [strongest[each.layer] for each in layout.layers if each.layer in strongest]
+
+
+def layer_scores(test: WindowTest, layout: SideLayout) -> dict[str, float]:
+    """-log10 of the smallest p-value of each layer, in the order of the network."""
+    p_values = np.where(test.missing > 0, np.minimum(test.p_values, test.undefined_p), test.p_values)
+    smallest: dict[str, float] = {}
+    for (place, _, _), p_value in zip(value_places(layout), p_values.tolist(), strict=True):
+        smallest[place.layer] = min(p_value, smallest.get(place.layer, 1.0))
+    return {layer: score_of(p_value) for layer, p_value in smallest.items()}
 
 
 def by_significance(each: Affected) -> tuple[bool, float, float]:

@@ -14,10 +14,10 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
 from models.statistics.moments import Floats
-from service.statistics.archive import read_channels, read_sketches, read_windows
+from service.statistics.archive import merged_channels, read_channels, read_sketches, read_windows, readable_parts
 from service.statistics.channels import ChannelMoments
 from service.statistics.database import Database
-from service.statistics.merged import Group, MergedSketches, Reader, levels_within
+from service.statistics.merged import Group, MergedSketches, Reader, levels_within, readable
 from service.statistics.pending import StoredPart
 from service.statistics.retention import HOUR_S
 from service.statistics.series import Series
@@ -51,7 +51,8 @@ class Period:
         until: end, likewise.
         parts: of the windows.
         groups: their sketches, each group within one step; empty unless they were asked for.
-        complete: False if the database could not be read, so that only what waits in this process is here.
+        complete: False if the database could not be read, so that only what waits in this process is here, or some window in it
+            could not, which is left out.
     """
 
     series: Series
@@ -113,9 +114,7 @@ class Period:
         return np.stack([self._merge(each, quantities).quantiles(ranks) for each in grouped])
 
     def _merge(self, groups: Sequence[Group], quantities: Sequence[int]) -> Sketches:
-        if not groups:
-            return Sketches(len(quantities))
-        first, *others = (Sketches.from_bytes(group.sketches, self.series.values, quantities) for group in groups)
+        first, *others = [*readable(groups, self.series.values, quantities)] or [Sketches(len(quantities))]
         for each in others:
             first.merge(each)
         return first
@@ -175,21 +174,26 @@ class History:
         def grouped(parts: Sequence[StoredPart], read: Reader) -> list[Group]:
             return self._merged.groups(parts, levels_within(step_s), traffic.series.values, read) if sketches else []
 
-        def read(connection: Connection, series: int) -> tuple[list[StoredPart], list[Group]]:
-            parts = _joined(read_windows(connection, series, since, until, sketches=False, scores=scores), pending)
-            return parts, grouped(parts, partial(read_sketches, connection, series))
+        def read(connection: Connection, series: int) -> tuple[list[StoredPart], list[Group], bool]:
+            stored = read_windows(connection, series, since, until, sketches=False, scores=scores)
+            whole = [part for part in stored if WindowMoments.are_in(part.moments, traffic.series.sides, traffic.series.adds)]
+            _warn_of_broken(len(stored) - len(whole), traffic.series)
+            parts = _joined(whole, pending)
+            return parts, grouped(parts, partial(read_sketches, connection, series)), len(whole) == len(stored)
 
-        found, complete = self._stored(read, traffic.series)
-        parts, groups = found or (pending, grouped(pending, lambda parts: {}))
-        return Period(traffic.series, *_covered(since, until, parts), tuple(parts), tuple(groups), complete)
+        found, connected = self._stored(read, traffic.series)
+        parts, groups, whole = found or (pending, grouped(pending, lambda parts: {}), True)
+        return Period(traffic.series, *_covered(since, until, parts), tuple(parts), tuple(groups), connected and whole)
 
     def read_channels(self, traffic: TrafficStatistics, since: float, until: float) -> ChannelPeriod:
         """Moments of every channel over all hours and days that reach into the stretch between the two."""
         since, until = _widened(since, until, HOUR_S)
         pending = traffic.pending_channels(since, until)
-        stored, complete = self._stored(lambda connection, series: read_channels(connection, series, since, until), traffic.series)
-        parts = _joined(stored or [], pending)
-        moments = ChannelMoments.merged([ChannelMoments.from_bytes(part.moments) for part in parts]) if parts else None
+        stored, connected = self._stored(lambda connection, series: read_channels(connection, series, since, until), traffic.series)
+        found = _joined(stored or [], pending)
+        parts, moments = readable_parts(found, merged_channels)
+        _warn_of_broken(len(found) - len(parts), traffic.series)
+        complete = connected and len(parts) == len(found)
         return ChannelPeriod(*_covered(since, until, parts), sum(part.sampled for part in parts), moments, complete)
 
     def _stored(self, read: Callable[[Connection, int], _Found], series: Series) -> tuple[_Found | None, bool]:
@@ -202,6 +206,11 @@ class History:
         except SQLAlchemyError as error:
             _log.warning("stored statistics cannot be read: %s", getattr(error, "orig", None) or error)
             return None, False
+
+
+def _warn_of_broken(parts: int, series: Series) -> None:
+    if parts:
+        _log.warning("%d stored parts of model %s cannot be read and are left out of an answer", parts, series.model)
 
 
 def _widened(since: float, until: float, seconds: int) -> tuple[int, int]:

@@ -3,9 +3,10 @@
 Merging costs a microsecond for each quantity of each window, which for a month of a model with hundreds of them is half a second.
 """
 
+import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -15,6 +16,7 @@ from service.statistics.sketches import Sketches
 
 _WEEK_S = 7 * DAY_S
 _MAX_BYTES = 64 << 20
+_log = logging.getLogger("normscope")
 
 Reader = Callable[[Sequence[StoredPart]], Mapping[int, bytes]]
 """Parts in, the stored sketches of each out, by the name of the part."""
@@ -31,6 +33,17 @@ class Group:
 
     start: int
     sketches: bytes
+
+
+def readable(groups: Sequence[Group], size: int, chosen: Sequence[int] | None = None) -> Iterator[Sketches]:
+    """The sketches of each group, of `size` quantities or the chosen ones; what cannot be read is left out, with a warning."""
+    for group in groups:
+        try:
+            sketches = Sketches.from_bytes(group.sketches, size, chosen)
+        except ValueError as error:
+            _log.warning("stored quantiles of the window from %d on cannot be read and are left out: %s", group.start, error)
+            continue
+        yield sketches
 
 
 def levels_within(step_s: int | None) -> tuple[int, ...]:
@@ -73,8 +86,8 @@ class MergedSketches:
                 self._kept.move_to_end(key)
                 return known
         merged = Sketches(size)
-        for group in self.groups(parts, levels, size, read):
-            merged.merge(Sketches.from_bytes(group.sketches, size))
+        for each in readable(self.groups(parts, levels, size, read), size):
+            merged.merge(each)
         made = merged.to_bytes()
         with self._lock:
             self._nbytes += len(made) - len(self._kept.pop(key, b""))

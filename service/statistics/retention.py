@@ -14,7 +14,7 @@ def parse_duration(text: str) -> int:
     Raises:
         ValueError: it is none of these, or 0.
     """
-    match = re.fullmatch(r"(\d{1,9})([smhdw])", text)
+    match = re.fullmatch(r"([0-9]{1,9})([smhdw])", text)
     if match is None or not int(match[1]):
         raise ValueError(f"{text!r} is no duration; write a number and s, m, h, d or w, such as 15m")
     return int(match[1]) * UNITS_S[match[2]]

@@ -90,7 +90,7 @@ class Sketches:
         """The inverse; of `size` sketches in the blob only the chosen ones, in their order.
 
         Raises:
-            ValueError: the blob was not written for so many.
+            ValueError: the blob was not written for so many, or is broken.
         """
         lengths = np.frombuffer(blob, _LENGTH, size)
         ends = lengths.cumsum(dtype=np.int64) + size * _LENGTH.itemsize
@@ -99,6 +99,9 @@ class Sketches:
             raise ValueError(f"{len(blob)} bytes of sketches, {expected} expected")
         wanted = range(size) if chosen is None else chosen
         sketches = cls(len(wanted))
-        for i, each in enumerate(wanted):
-            sketches._vector.deserialize(blob[ends[each] - lengths[each] : ends[each]], i)
+        try:
+            for i, each in enumerate(wanted):
+                sketches._vector.deserialize(blob[ends[each] - lengths[each] : ends[each]], i)
+        except (IndexError, RuntimeError) as error:  # of the library, beside ValueError
+            raise ValueError(f"broken sketches: {error}") from error
         return sketches

@@ -104,7 +104,7 @@ class TrafficStatistics:
         """Whether the next batch that counts is to list its channels: one in ten seconds. Safe and quick from any thread."""
         now = self._clock()
         with self._counting:
-            if now < self._next_channels:
+            if 0 < self._next_channels - now <= _CHANNELS_EVERY_S:  # more where the clock was set back
                 return False
             self._next_channels = now + _CHANNELS_EVERY_S
             return True

@@ -73,6 +73,14 @@ class WindowMoments:
         values = [getattr(self.values, name) for name in _VALUE_FIELDS]
         return np.concatenate([*elements, self.nonfinite_samples, *values]).astype("<f8").tobytes()
 
+    @staticmethod
+    def are_in(blob: bytes, sides: int, adds: int) -> bool:
+        """Whether a blob was written for so many sides and adds, as far as its length and its counts tell."""
+        if len(blob) != 8 * ((len(_ELEMENT_FIELDS) + 1) * sides + len(_VALUE_FIELDS) * value_count(sides, adds)):
+            return False
+        count = np.frombuffer(blob, "<f8", sides)
+        return bool(((count >= 0) & (count < np.inf)).all())
+
     @classmethod
     def from_bytes(cls, blobs: Sequence[bytes], sides: int, adds: int) -> Self:
         """The inverse, for W windows at once: fields (W, ...).

@@ -117,7 +117,7 @@ class StatisticsWriter:
 
     def _roll_up(self) -> None:
         now = self._clock()
-        if self._stop.is_set() or now - self._rolled_up_at < _ROLL_UP_S:
+        if self._stop.is_set() or 0 <= now - self._rolled_up_at < _ROLL_UP_S:
             return
         self._rolled_up_at = now
         try:

@@ -8,14 +8,16 @@ from numpy.typing import NDArray
 
 from models import reference as reference_module
 from models.__main__ import main
-from models.artifact import REFERENCE, Artifact, ArtifactError, load_artifact
+from models.artifact import REFERENCE, Artifact, ArtifactError, Layer, load_artifact
 from models.data import imagenette
+from models.instrument.graph import Dimension
 from models.preprocessing import ImagePreprocessing, decode_image
 from models.reference import add_reference
 from models.statistics.layers import SideLayout
 from models.statistics.reference import Reference
 from tests import graphs
 from tests.colours import import_colours
+from tests.models.statistics.test_layers import layer
 from tests.photos import write_archive
 
 _SIDE = 8
@@ -132,6 +134,41 @@ def test_every_field_must_fit_the_layers(artifact: Artifact, archive: Path) -> N
         if name != "labels":  # which tells files of before there were scores
             with pytest.raises(ArtifactError, match="cannot be read; make it again"):
                 Reference.load(made, layout)
+
+
+def _shaped(plain: Layer, shape: list[Dimension] | None) -> Layer:
+    return plain.model_copy(update={"shape": shape})
+
+
+_FIRST = _shaped(layer("first", "batch_norm", {"before": "a", "after": "b"}, axis=1), ["batch", 2, 4, 4])
+_ADD = _shaped(layer("add", "residual_add", {"identity": "b", "residual": "f", "sum": "s"}, axis=1), ["batch", 2, 4, 4])
+_LAST = _shaped(layer("last", "layer_norm", {"before": "s", "after": "t"}, axis=2), ["batch", "length", 3])
+
+
+def test_each_side_has_the_moments_of_its_channels() -> None:
+    """From the channels of all reductions one after the other, where each tensor is once."""
+    layout = SideLayout((_FIRST, _ADD, _LAST))
+    # a, b, f, s with 2 channels each; s again along its last axis, and t, with 3
+    mean = np.array([0, 1, 10, 11, 20, 21, 30, 31, 40, 41, 42, 50, 51, 52], np.float64)
+    assert len(layout.reductions) == 6
+    moments = Reference(np.zeros((1, 1), np.float32), mean, mean + 0.5).moments_of(layout)
+    assert {place: of_channels.tolist() for place, (of_channels, _) in moments.items()} == {
+        ("first", "before"): [0, 1],
+        ("first", "after"): [10, 11],
+        ("add", "identity"): [10, 11],
+        ("add", "residual"): [20, 21],
+        ("add", "sum"): [30, 31],
+        ("last", "before"): [40, 41, 42],
+        ("last", "after"): [50, 51, 52],
+    }
+    assert moments["last", "before"][1].tolist() == [40.5, 41.5, 42.5]
+
+
+@pytest.mark.parametrize("shape", [None, ["batch", "channels", 4, 4]])
+def test_channels_that_the_manifest_does_not_count_have_no_moments(shape: list[Dimension] | None) -> None:
+    """Where the number of channels is not known, nothing is taken from the wrong place."""
+    layout = SideLayout((_shaped(_FIRST, shape), _LAST))
+    assert Reference(np.zeros((1, 1), np.float32), np.zeros(10), np.zeros(10)).moments_of(layout) == {}
 
 
 def test_an_interrupted_command_leaves_the_artifact_as_it_was(

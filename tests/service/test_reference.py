@@ -61,6 +61,35 @@ def test_traffic_is_compared_with_the_reference(client: httpx.Client, repository
     assert found in everything["differences"]  # the reference is sketched once, for all layers
 
 
+def test_channels_stand_beside_those_of_the_reference_and_of_training(
+    repository: Path, small_repository: SmallRepository, tmp_path: Path
+) -> None:
+    """Of every side mean and variance over the reference, null without one; before a batch normalization its running mean and
+    variance, which the network learned, and nowhere else.
+    """
+    shutil.copytree(repository / "text", tmp_path / "text")
+    shutil.copytree(small_repository.folder / "vision", tmp_path / "vision")
+    with running_server(Settings(model_repository=tmp_path, statistics_sample=1)) as opened:
+        text, vision = (
+            opened.get(f"/v1/models/{model}/statistics/channels", params={"layers": "*"}).json()["layers"]
+            for model in ("text", "vision")
+        )
+    sides = [(layer, side) for layer in text for side in ("before", "after", "identity", "residual", "sum") if side in layer]
+    width = small_repository.encoder.config.width
+    for layer, side in sides:
+        assert layer[side]["reference"] == {"mean": [0.5] * width, "var": [4.0] * width}
+        assert layer[side]["training"] is None
+    modules = dict(small_repository.resnet.named_modules())
+    norms = [layer for layer in vision if layer["kind"] == "batch_norm"]
+    assert norms
+    for layer in norms:
+        module = modules[layer["layer"]]
+        assert layer["before"]["training"]["mean"] == pytest.approx(module.running_mean.tolist(), rel=1e-6)
+        assert layer["before"]["training"]["var"] == pytest.approx(module.running_var.tolist(), rel=1e-6)
+        assert (layer["before"]["reference"], layer["after"]["training"]) == (None, None)
+    assert all(layer["sum"]["training"] is None for layer in vision if layer["kind"] == "residual_add")
+
+
 def test_batch_normalization_takes_the_moments_of_the_reference(client: httpx.Client) -> None:
     """Where a LayerNorm has no running moments those of the reference stand in: (x - 0.5) / 2, then gamma and beta."""
     body = {

@@ -5,6 +5,7 @@ import json
 import logging
 import shutil
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 import httpx
@@ -53,6 +54,7 @@ def drifted(repository: Path, receiver: Receiver) -> Iterator[tuple[httpx.Client
             "statistics_sample": 1,
             "statistics_window_s": 1,
             "drift_false_alarms_per_month": 2,
+            "metrics_layers": "embedding_norm",
             "alert_webhook": receiver.url,
         }
     )
@@ -109,6 +111,25 @@ def test_metrics_tell_of_drift_and_alerts(drifted: tuple[httpx.Client, dict[str,
     (score,) = [line for line in lines if line.startswith("normscope_drift_score{")]
     assert float(score.split()[-1]) == pytest.approx(alert["score"])
     assert 'normscope_alerts_total{result="delivered"} 1.0' in lines
+
+
+def test_metrics_tell_of_drift_by_layer(drifted: tuple[httpx.Client, dict[str, object]]) -> None:
+    """Of the chosen layers alone; far out, as here, it is the largest score that there is."""
+    lines = drifted[0].get("/metrics").text.splitlines()
+    found = [line for line in lines if line.startswith("normscope_layer_drift_score{")]
+    assert found == ['normscope_layer_drift_score{layer="embedding_norm",model="text",version="1"} ' + str(drifted[1]["score"])]
+
+
+def test_events_tell_the_state_of_their_window(drifted: tuple[httpx.Client, dict[str, object]]) -> None:
+    """That of the window which the alert was about, and null for a model without reference."""
+    client, alert = drifted
+    before = str(int(datetime.fromisoformat(str(alert["since"])).timestamp()) - 1)
+    found = []
+    for model, headers in (("text", {"Last-Event-ID": before}), ("vision", {})):
+        with client.stream("GET", f"/v1/models/{model}/events", headers=headers) as stream:
+            data = next(line for line in stream.iter_lines() if line.startswith("data: "))
+        found.append(json.loads(data.removeprefix("data: "))["drift"])
+    assert found == ["drift", None]
 
 
 class Monitored:

@@ -1,7 +1,7 @@
 """Windows in a database: found again, merged into hours and days, deleted, and never counted twice."""
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from itertools import chain, repeat
 from pathlib import Path
@@ -226,6 +226,7 @@ def test_parts_of_several_processes_add_up(database: Database) -> None:
     [
         (windows_table, "moments", b"short"),
         (windows_table, "moments", b""),
+        (windows_table, "moments", b"\xff" * 8 * (8 * SERIES.sides + 5 * SERIES.values)),
         (windows_table, "sketches", b"\xff" * 100),
         (channels_table, "moments", b"not compressed"),
     ],
@@ -366,3 +367,45 @@ def test_scores_of_a_replaced_reference_do_not_mix(database: Database) -> None:
     (found,) = _scores_of(service, new, 0, 4e9)
     assert found is not None
     assert found.samples == 2
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [lambda blob: b"", lambda blob: blob[:-1], lambda blob: blob[:8] + b"\xff" * (len(blob) - 8), lambda blob: "text"],
+    ids=["empty", "short", "overwritten", "text"],
+)
+@pytest.mark.parametrize(
+    ("table", "column"), [(windows_table, "moments"), (channels_table, "moments"), (windows_table, "sketches")]
+)
+def test_a_row_that_cannot_be_read_is_left_out_of_answers(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, table: Table, column: str, broken: Callable[[bytes], object]
+) -> None:
+    """Whatever stands in its place, the others are answered for, and the answer says that it is not complete; a warning tells why.
+    A window whose sketches cannot be read counts but for the quantiles.
+    """
+    path, clock = tmp_path / "statistics.sqlite", Clock()
+    database = Database.file(path)
+    services = [Service(database, clock) for _ in range(2)]
+    start = clock.now
+    for i, service in enumerate(services):
+        serve(service.traffic, 2 + i, seed=i)
+        assert service.writer.store()
+    with closing(sqlite3.connect(path)) as other:
+        blob, part = other.execute(f"SELECT {column}, part FROM {table.name} WHERE sampled = 2").fetchone()
+        other.execute(f"UPDATE {table.name} SET {column} = ? WHERE part = ?", (broken(blob), part))
+        other.commit()
+    reader = Service(database, clock)
+    period = reader.history.read(reader.traffic, start, start + 60, sketches=True)
+    channels = reader.history.read_channels(reader.traffic, start, start + 60)
+    sketched = period.sketches([0]).counts.tolist()
+    (step,) = period.steps(60)
+    assert period.total().values.count[0] == period.pooled_by([step]).values.count[0, 0] == period.sampled
+    expected = {
+        "windows.moments": (3, False, [3], 5, True),
+        "channels.moments": (5, True, [5], 3, False),
+        "windows.sketches": (5, True, [3], 5, True),
+    }[f"{table.name}.{column}"]
+    assert (period.sampled, period.complete, sketched, channels.sampled, channels.complete) == expected
+    assert channels.moments is not None
+    assert "cannot be read and are left out" in caplog.text
+    database.close()

@@ -1,6 +1,7 @@
 """A watched model: which windows make a stretch, what its state is, since when, where, and what of it is to be told."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from models.statistics.drift import LEAST_REQUESTS, Levels, ReferenceRanks, Wind
 from models.statistics.moments import Floats
 from models.statistics.request_values import request_values
 from service.statistics.database import Database
-from service.statistics.drift import MAX_VERDICTS, DriftWatch, affected_layers
+from service.statistics.drift import MAX_VERDICTS, DriftWatch, affected_layers, layer_scores
 from service.statistics.history import History
 from service.statistics.retention import HOUR_S, Retention
 from service.statistics.traffic import TrafficStatistics
@@ -25,7 +26,7 @@ class Watched:
     """One replica: it counts, stores and watches, by a clock that the test moves from minute to minute."""
 
     def __init__(self, database: Database, clock: Clock) -> None:
-        self.clock = clock
+        self.clock, self.database = clock, database
         self.traffic = TrafficStatistics(SERIES, 60, clock)
         self.traffic.ranks = _RANKS
         self.writer = StatisticsWriter(database, Retention.parse("6h,7d,365d"), lambda: [self.traffic], 10, clock)
@@ -69,6 +70,7 @@ def test_states_follow_the_traffic(watched: Watched) -> None:
     assert watched.watch.status.since == start + 5 * 60
     drifted = watched.watch.status.verdicts[3]
     assert (drifted.since, drifted.until, drifted.requests, drifted.sampled) == (start + 180, start + 240, _MANY, _MANY)
+    assert watched.watch.status.seen == start + 7 * 60
     assert drifted.score is not None
     assert drifted.score > -np.log10(_LEVELS.drift)
 
@@ -166,14 +168,55 @@ def test_a_process_that_stood_still_goes_on_with_the_last_hours(watched: Watched
     assert len(watched.watch.status.verdicts) < MAX_VERDICTS
 
 
+def test_a_clock_that_was_wrong_stops_no_watch(watched: Watched) -> None:
+    """Set back by a year, the watch goes on with the hour before; by a minute, it waits for the next window."""
+    watched.clock.now += 365 * 24 * HOUR_S
+    watched.minute(_MANY)
+    assert not watched.watch.look(watched.clock.now - 60)
+    watched.clock.now -= 365 * 24 * HOUR_S
+    assert watched.minute(_MANY, offset=3.0)
+    assert (watched.watch.status.state, watched.watch.status.seen) == ("drift", watched.clock.now)
+
+
 def test_without_the_database_the_own_traffic_is_watched(watched: Watched) -> None:
-    """What waits in memory is enough."""
+    """What waits in memory is enough, where the database has been gone for five minutes."""
     watched.history = History(Database("sqlite:////nowhere/at/all.sqlite"), watched.writer.attempted)
     watched.watch = watched.new_watch()
     serve(watched.traffic, _MANY, 1, offset=3.0)
     watched.clock.now += 60
-    assert watched.watch.look(watched.clock.now)
-    assert watched.states == ["drift"]
+    began = watched.clock.now
+    for seconds, expected in ((0, []), (299, []), (300, ["drift"])):
+        assert watched.watch.look(began + seconds) is bool(expected)
+        assert watched.states == expected
+    watched.clock.now += 300
+    serve(watched.traffic, _MANY, 2)
+    watched.clock.now += 60
+    watched.watch.look(watched.clock.now)
+    assert watched.states == ["drift", "ok"]
+
+
+def test_replicas_wait_for_a_database_and_for_what_others_had_to_keep(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """While it cannot be read no window is judged by a part of its requests; nor after that until the others have stored theirs."""
+    start = watched.clock.now
+    other = TrafficStatistics(SERIES, 60, watched.clock)
+    other.ranks = _RANKS
+    watched.watch = DriftWatch(watched.traffic, _RANKS, watched.history, _LEVELS, start, storing_s=12)
+    for traffic in (watched.traffic, other):
+        serve(traffic, LEAST_REQUESTS, 1)
+    assert watched.writer.store()
+    gone = Database.file(tmp_path / "nowhere" / "statistics.sqlite")
+    watched.clock.now += 75
+    with monkeypatch.context() as patched:
+        patched.setattr(watched.history, "_database", gone)
+        assert not watched.watch.look(watched.clock.now)
+    for seconds, expected in ((1, []), (11, []), (12, [2 * LEAST_REQUESTS])):
+        watched.watch.look(watched.clock.now + seconds)
+        assert [each.sampled for each in watched.watch.status.verdicts] == expected
+        StatisticsWriter(
+            watched.database, Retention.parse("6h,7d,365d"), lambda: [watched.traffic, other], 10, watched.clock
+        ).store()
 
 
 def _tested(change: dict[int, Floats | float], n: int = 100) -> WindowTest:
@@ -193,6 +236,31 @@ def test_affected_layers_come_in_the_order_of_the_network() -> None:
     assert (add.layer, add.side, add.statistic, add.change) == ("add", None, "residual_ratio", "lower")
     assert norm.effect > 2 > -2 > add.effect
     assert max(norm.p_value, add.p_value) <= _LEVELS.drift
+
+
+def test_every_layer_has_a_score() -> None:
+    """That of its smallest p-value, and of requests that are undefined where they are; the largest is that of the window."""
+    far = request_values(batch(100, seed=5)).max() + 10
+    test = _tested({15: -1.0, 5: far})
+    scores = layer_scores(test, SERIES.layout)
+    affected = {each.layer: -np.log10(each.p_value) for each in affected_layers(test, SERIES.layout, _LEVELS.drift)}
+    assert scores == pytest.approx(affected)
+    assert max(scores.values()) == test.score
+    undefined = layer_scores(_tested({2: np.nan}), SERIES.layout)
+    assert list(undefined) == ["norm", "add"]
+    assert undefined["norm"] < 2
+    assert undefined["add"] > 10
+
+
+def test_a_window_has_the_state_of_its_stretch(watched: Watched) -> None:
+    """Each of several that are put together has the state of all of them; before they are enough, that of the last stretch."""
+    start = int(watched.clock.now)
+    assert watched.watch.status.state_at(start) == "unknown"
+    for minute in range(8):
+        watched.minute(10, offset=3.0 if minute > 2 else 0.0)
+    assert watched.states == ["ok", "drift"]
+    assert [watched.watch.status.state_at(start + 60 * minute) for minute in range(8)] == ["ok"] * 3 + ["drift"] * 5
+    assert watched.watch.status.state_at(start - 60) == "unknown"
 
 
 def test_a_change_of_spread_is_named_so() -> None:

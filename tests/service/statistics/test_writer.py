@@ -252,6 +252,22 @@ def test_channels_are_taken_from_one_batch_in_ten_seconds() -> None:
     assert (hour.sampled, hour.seconds) == (6, 3600)
 
 
+def test_a_clock_that_was_set_back_stops_nothing(service: Service) -> None:
+    """Channels are listed and old windows merged at once, not when it has caught up."""
+    service.clock.now += 365 * 24 * HOUR_S
+    service.serve()
+    assert service.writer.store()
+    service.clock.now -= 365 * 24 * HOUR_S
+    now = service.clock.now
+    for minutes in (8 * 60, 0):
+        service.clock.now = now - 60 * minutes
+        service.serve()
+        assert service.writer.store()
+    period = service.history.read(service.traffic, now - 24 * HOUR_S, now + HOUR_S)
+    assert [part.seconds for part in period.parts] == [HOUR_S, 60]
+    assert service.history.read_channels(service.traffic, now - 24 * HOUR_S, now + HOUR_S).sampled == 2
+
+
 def test_an_odd_batch_is_left_out_and_counted(caplog: pytest.LogCaptureFixture) -> None:
     """A batch of other layers than those of the model is logged once and counted each time; the batches around it count."""
     traffic = TrafficStatistics(SERIES, 60, Clock())
