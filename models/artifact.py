@@ -90,6 +90,7 @@ class Layer(_Contract):
     beta: ParameterSummary | None
     tensors: dict[str, str] = Field(description="side -> tensor of the graph")
     mask: str | None = Field(default=None, description="input that is 1 at the (batch, position) to count, 0 at padding")
+    mask_axis: int = Field(default=1, description="axis of `shape` that the positions of the mask lie along")
 
     @property
     def channels(self) -> int | None:
@@ -98,7 +99,7 @@ class Layer(_Contract):
         return extent if isinstance(extent, int) else None
 
     @classmethod
-    def of(cls, probe: Probe, mask: str | None = None) -> "Layer":
+    def of(cls, probe: Probe, mask: str | None = None, mask_axis: int = 1) -> "Layer":
         return cls(
             layer=probe.layer,
             kind=probe.kind,
@@ -109,6 +110,7 @@ class Layer(_Contract):
             beta=_summary(probe.beta),
             tensors=probe.tensors,
             mask=mask,
+            mask_axis=mask_axis,
         )
 
 

@@ -67,9 +67,10 @@ def run_logits(artifact: Artifact, batches: Iterator[Batch]) -> tuple[NDArray[np
     """Logits (n, classes) and labels (n,) of all batches."""
     session = onnxruntime.InferenceSession(str(artifact.model_path), providers=["CPUExecutionProvider"])
     names = [spec.name for spec in artifact.manifest.inputs]
+    scores = artifact.manifest.scores_output or 0
     logits, labels = [], []
     for inputs, target in batches:
-        logits.append(session.run(None, dict(zip(names, inputs, strict=True)))[0])
+        logits.append(session.run(None, dict(zip(names, inputs, strict=True)))[scores].astype(np.float32, copy=False))
         labels.append(target)
     return np.concatenate(logits), np.concatenate(labels)
 
@@ -111,12 +112,15 @@ def _batches(
         if labels != list(imagenette.CLASSES.values()):
             raise ValueError(f"{name} does not have the labels of Imagenette; only such models can be evaluated")
         files = imagenette.read_split(photos, archive)
-        return imagenette.served_batches([files[i] for i in _some(len(files), count)], preprocessing, batch_size)
+        chosen = [files[i] for i in _some(len(files), count)]
+        dtype = artifact.manifest.inputs[0].dtype
+        batches = imagenette.served_batches(chosen, preprocessing, batch_size if artifact.manifest.batched else 1)
+        return (((images.astype(dtype, copy=False),), classes) for (images,), classes in batches)
     queries = _tokenize(artifact, preprocessing, texts, archive)
     if (queries.labels < 0).any():
         raise ValueError(f"{name} does not have the labels of CLINC150; only such models can be evaluated")
-    chosen = _some(len(queries), count)
-    kept = clinc150.TokenizedQueries([queries.rows[i] for i in chosen], queries.labels[chosen])
+    indices = _some(len(queries), count)
+    kept = clinc150.TokenizedQueries([queries.rows[i] for i in indices], queries.labels[indices])
     return clinc150.evaluation_batches(kept, batch_size)
 
 

@@ -181,7 +181,8 @@ def _layers(probes: Sequence[Probe], trial: Trial, mask: str | None) -> tuple[li
         seen = [shape for (shape,) in sides]
         shape = _merge(probe.shape, seen, trial)
         channel_axis = probe.channel_axis % len(shape)
-        layers.append(Layer.of(replace(probe, shape=shape, channel_axis=channel_axis), _covering(mask, seen, trial)))
+        axis = _mask_axis(mask, seen, channel_axis, trial)
+        layers.append(Layer.of(replace(probe, shape=shape, channel_axis=channel_axis), mask if axis else None, axis or 1))
     notes = []
     if left:
         named = ", ".join(left[:_NAMED]) + (f" and {len(left) - _NAMED} more" if len(left) > _NAMED else "")
@@ -205,15 +206,14 @@ def _merge(inferred: Sequence[Dimension] | None, seen: Sequence[tuple[int, ...]]
     return shape
 
 
-def _covering(mask: str | None, seen: Sequence[tuple[int, ...]], trial: Trial) -> str | None:
-    """The mask, if the first axes of a tensor were those of the mask in every run."""
+def _mask_axis(mask: str | None, seen: Sequence[tuple[int, ...]], channel_axis: int, trial: Trial) -> int | None:
+    """The first axis but that of the channels that was as long as the mask in every run; None where padding cannot be told."""
     if mask is None:
         return None
-    spec = next(spec for spec in trial.inputs if spec.name == mask)
-    lengths = [shape[1] for shape in seen]
-    extent = spec.shape[1]
-    wanted = [extent if isinstance(extent, int) else run.extents[str(extent)] for run in trial.runs]
-    return mask if len(seen[0]) > len(spec.shape) and lengths == wanted else None
+    length = next(spec.shape[1] for spec in trial.inputs if spec.name == mask)
+    wanted = [length if isinstance(length, int) else run.extents[str(length)] for run in trial.runs]
+    axes = (axis for axis in range(1, len(seen[0])) if axis != channel_axis)
+    return next((axis for axis in axes if [shape[axis] for shape in seen] == wanted), None)
 
 
 def _choose_mask(wanted: str | None, inputs: Sequence[TensorSpec]) -> tuple[str | None, list[str]]:

@@ -70,11 +70,15 @@ def quantize(artifact: Artifact, folder: Path, archive: Path | None, options: Qu
     preprocessing = artifact.manifest.preprocessing
     if not isinstance(preprocessing, ImagePreprocessing):
         raise QuantizationError(f"{artifact.manifest.name} takes no photos; only photo models can be calibrated")
+    if (dtype := artifact.manifest.inputs[0].dtype) != "float32":
+        raise QuantizationError(
+            f"{artifact.manifest.name} computes with {dtype}; quantize the model of float32 that it was made from"
+        )
     if folder.exists():
         raise QuantizationError(f"{folder} exists already; remove it, or name another place by --output")
     require_temporary_files()  # ONNX Runtime writes some
     with staged(folder) as working:
-        _quantize_graph(artifact, working / MODEL, _calibration_batches(preprocessing, archive, options.photos))
+        _quantize_graph(artifact, working / MODEL, _calibration_batches(artifact, preprocessing, archive, options.photos))
         made = write_manifest(working, _manifest(artifact, working / MODEL, folder.name, options), [MODEL])
         measured = made.manifest.model_copy(update={"metrics": evaluate(made, archive)})
         before, after = evaluate(artifact, archive)["accuracy"], measured.metrics["accuracy"]
@@ -88,11 +92,14 @@ def quantize(artifact: Artifact, folder: Path, archive: Path | None, options: Qu
     return Artifact(folder, measured)
 
 
-def _calibration_batches(preprocessing: ImagePreprocessing, archive: Path | None, count: int) -> Iterator[NDArray[np.float32]]:
+def _calibration_batches(
+    artifact: Artifact, preprocessing: ImagePreprocessing, archive: Path | None, count: int
+) -> Iterator[NDArray[np.float32]]:
     """Photos of the training split, by a fixed seed, as the service prepares them."""
     files = imagenette.read_split("train", archive)
     chosen = np.random.default_rng(_SEED).permutation(len(files))[:count]
-    for (images,), _ in imagenette.served_batches([files[i] for i in chosen], preprocessing, _BATCH_SIZE):
+    batch_size = _BATCH_SIZE if artifact.manifest.batched else 1
+    for (images,), _ in imagenette.served_batches([files[i] for i in chosen], preprocessing, batch_size):
         yield images
 
 

@@ -14,14 +14,23 @@ from models.graph_import import ImportOptions, import_graph
 from tests import graphs
 
 
-def import_colours(folder: Path, side: int, blocks: Mapping[str, NDArray[Any]], head: NDArray[Any]) -> Artifact:
-    """logits = x H after the blocks x = x + x W, which begin with the mean colour x (batch, 3); each Add has the name of its block.
+def import_colours(
+    folder: Path,
+    side: int,
+    blocks: Mapping[str, NDArray[Any]],
+    head: NDArray[Any],
+    kind: int = onnx.TensorProto.FLOAT,
+    batch: str | int = "batch",
+) -> Artifact:
+    """brightest = max(image); logits = x H after blocks x = x + x W from the mean colour x on, each an Add of its name.
 
     Args:
         folder: in which everything is written, the artifact as `repository/colours/1`.
         side: pixels of the photos that it takes.
         blocks: name -> W, float32 (3, 3).
         head: H, float32 (3, 10).
+        kind: of all tensors; the weights are rounded to it.
+        batch: extent of axis 0.
     """
     nodes = [helper.make_node("GlobalAveragePool", ["image"], ["pooled"]), helper.make_node("Flatten", ["pooled"], ["c"])]
     x = "c"
@@ -30,11 +39,13 @@ def import_colours(folder: Path, side: int, blocks: Mapping[str, NDArray[Any]], 
         nodes.append(helper.make_node("Add", [x, f"{name}.f"], [f"{name}.s"], name=name))
         x = f"{name}.s"
     nodes.append(helper.make_node("MatMul", [x, "head"], ["logits"]))
+    weights = {"head": head} | {f"{name}.w": weight for name, weight in blocks.items()}
+    nodes.append(helper.make_node("ReduceMax", ["image"], ["brightest"], axes=[1, 2, 3], keepdims=0))
     model = graphs.graph_of(
         nodes,
-        {"image": (onnx.TensorProto.FLOAT, ["batch", 3, side, side])},
-        {"logits": (onnx.TensorProto.FLOAT, ["batch", 10])},
-        {"head": head} | {f"{name}.w": weight for name, weight in blocks.items()},
+        {"image": (kind, [batch, 3, side, side])},
+        {"brightest": (kind, [batch]), "logits": (kind, [batch, 10])},
+        {name: weight.astype(helper.tensor_dtype_to_np_dtype(kind)) for name, weight in weights.items()},
     )
     graphs.save(model, folder / "model.onnx")
     (folder / "labels").write_text("\n".join(imagenette.CLASSES.values()))

@@ -83,6 +83,10 @@ def _constant(name: str) -> Tensor:
 
 _AFFINE_C11 = ("s = Mul n gamma_c11", "y = Add s beta_c11")
 _WRITTEN_OUT = ("v = ReduceMean q {axes}", "e = Add v eps", "r = Sqrt e", "n = Div {numerator} r")
+_MOMENTS = (
+    "m = ReduceMean x last", "d = Sub x m", "q = Mul d d", "v = ReduceMean q last", "e = Add v eps", "s = Sqrt e",
+    "r = Reciprocal s",
+)  # fmt: skip
 
 
 def _written_out(axes: str, numerator: str) -> list[str]:
@@ -131,6 +135,22 @@ CASES: dict[str, Case] = {
             "s = Mul n gamma_d",
             "y = Add s beta_d",
         ],
+        TOKENS,
+        lambda x: F.layer_norm(x, (D,), eps=EPSILON),
+        "gamma_d",
+        "beta_d",
+        {},
+    ),
+    "layer_norm, as TensorFlow writes it": Case(
+        [*_MOMENTS, "k = Mul r gamma_d", "a = Mul x k", "c = Mul m k", "h = Sub beta_d c", "y = Add a h"],
+        TOKENS,
+        lambda x: F.layer_norm(x, (D,), eps=EPSILON),
+        "gamma_d",
+        "beta_d",
+        {},
+    ),
+    "layer_norm, as Keras writes it": Case(
+        [*_MOMENTS, "k = Mul gamma_d r", "a = Mul k x", "l = Neg m", "c = Mul l k", "h = Add c beta_d", "y = Add h a"],
         TOKENS,
         lambda x: F.layer_norm(x, (D,), eps=EPSILON),
         "gamma_d",

@@ -16,6 +16,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from models.instrument.graph import Graph
+from models.instrument.residual_adds import SUMS
 from models.instrument.splicing import element_types, splice
 
 _ZERO = "normscope.zero"
@@ -51,12 +52,13 @@ def open_branches(model: onnx.ModelProto, adds: Iterable[tuple[str, str, str]]) 
     for i, (identity, residual, total) in enumerate(adds):
         add = graph.producer(total)
         branches: dict[str, Branch] = {}
-        if add is not None and add.op_type == "Add" and set(add.input) == {identity, residual}:
+        if add is not None and add.op_type in SUMS and set(add.input) == {identity, residual}:
+            kind = types.get(identity) or types.get(residual) or TensorProto.FLOAT
             for side, tensor in (("identity", identity), ("residual", residual)):
                 name = f"normscope.{i}.{side}"
                 model.graph.initializer.append(numpy_helper.from_array(np.ones(1, np.float32), f"{name}.scale"))
                 model.graph.input.append(helper.make_tensor_value_info(f"{name}.scale", TensorProto.FLOAT, [1]))
-                inserted.setdefault(total, []).extend(_scaled(name, tensor, types.get(tensor, TensorProto.FLOAT)))
+                inserted.setdefault(total, []).extend(_scaled(name, tensor, kind))
                 add.input[list(add.input).index(tensor)] = name
                 branches[side] = Branch(f"{name}.scale", name)
         opened.append(branches)

@@ -14,6 +14,8 @@ Rules, where Cast and Identity may lie between any two operators:
        holds for what follows. Its channels lie on axis 1.
     7. Division by the root of a sum (the L2 norm of a vector) or by a constant (attention scores), and by the deviation of another
        tensor, are not normalizations.
+    8. x * k + (beta - m * k) with k = gamma / s, as TensorFlow writes a layer norm, is one, with s and m of rules 2 to 4; gamma may
+       be missing, and the last part be beta + (-m) * k.
 """
 
 from collections.abc import Sequence
@@ -41,7 +43,7 @@ class _Quotient:
 
 def find_decomposed_norms(graph: Graph) -> list[Norm]:
     """All norms of the rules, in the order of execution."""
-    found = (_group_norm(graph, node) or _layer_or_rms_norm(graph, node) for node in graph.nodes)
+    found = (_group_norm(graph, node) or _layer_or_rms_norm(graph, node) or _folded_norm(graph, node) for node in graph.nodes)
     return [norm for norm in found if norm is not None]
 
 
@@ -90,19 +92,21 @@ def _quotient(graph: Graph, node: onnx.NodeProto) -> _Quotient | None:
         return _over_root(graph, node.input[0], node.input[1])
     if node.op_type != "Mul":
         return None
-    for dividend, factor in (node.input, reversed(node.input)):
-        inverse = _producer(graph, factor)
-        if inverse is None:
-            continue
-        root: str | None = None
-        if inverse.op_type == "Reciprocal":
-            root = inverse.input[0]
-        elif inverse.op_type == "Div" and _number(graph, inverse.input[0]) == 1:
-            root = inverse.input[1]
-        if root is not None and (found := _over_root(graph, dividend, root)):
-            return found
-        if inverse.op_type == "Pow" and _number(graph, inverse.input[1]) == -0.5:
-            return _over_shifted(graph, dividend, inverse.input[0])
+    found = (_times_inverse(graph, dividend, factor) for dividend, factor in (node.input, reversed(node.input)))
+    return next((each for each in found if each is not None), None)
+
+
+def _times_inverse(graph: Graph, dividend: str, factor: str) -> _Quotient | None:
+    """`dividend` times `factor`, if that is 1 / s."""
+    inverse = _producer(graph, factor)
+    if inverse is None:
+        return None
+    if inverse.op_type == "Reciprocal":
+        return _over_root(graph, dividend, inverse.input[0])
+    if inverse.op_type == "Div" and _number(graph, inverse.input[0]) == 1:
+        return _over_root(graph, dividend, inverse.input[1])
+    if inverse.op_type == "Pow" and _number(graph, inverse.input[1]) == -0.5:
+        return _over_shifted(graph, dividend, inverse.input[0])
     return None
 
 
@@ -160,6 +164,74 @@ def _group_norm(graph: Graph, node: onnx.NodeProto) -> Norm | None:
     epsilon = attribute(node, "epsilon", DEFAULT_EPSILON)
     assert isinstance(epsilon, float)  # by the operator's schema
     return _with_affine(graph, [into, node, back], "group_norm", into.input[0], epsilon, last_axis=False)
+
+
+def _folded_norm(graph: Graph, node: onnx.NodeProto) -> Norm | None:
+    """Rule 8."""
+    for scaled, shifted in (node.input, reversed(node.input)) if node.op_type == "Add" else ():
+        product, shift = _made_by(graph, scaled, "Mul"), _shift(graph, shifted)
+        if product is None or shift is None:
+            continue
+        for before, k in (product.input, reversed(product.input)):
+            if _origin(graph, k) == shift.k and _origin(graph, before) == _origin(graph, shift.mean.input[0]):
+                return _folded(graph, node, shift)
+    return None
+
+
+@dataclass(frozen=True)
+class _Shift:
+    """beta - mean * k, made by `node`."""
+
+    node: onnx.NodeProto
+    beta: str
+    mean: onnx.NodeProto
+    k: str
+
+
+def _shift(graph: Graph, tensor: str) -> _Shift | None:
+    node = _producer(graph, tensor)
+    if node is None or node.op_type not in ("Add", "Sub"):
+        return None
+    for beta, other in (node.input,) if node.op_type == "Sub" else (node.input, reversed(node.input)):
+        product = _made_by(graph, other, "Mul")
+        if product is None or not (graph.is_constant(beta) and _has_axis(graph, beta)):
+            continue
+        for factor, k in (product.input, reversed(product.input)):
+            negative = None if node.op_type == "Sub" else _made_by(graph, factor, "Neg")
+            mean = _made_by(graph, factor if negative is None else negative.input[0], "ReduceMean")
+            if mean is not None and (node.op_type == "Sub") == (negative is None):
+                return _Shift(node, beta, mean, _origin(graph, k))
+    return None
+
+
+def _folded(graph: Graph, node: onnx.NodeProto, shift: _Shift) -> Norm | None:
+    x = _origin(graph, shift.mean.input[0])
+    scale, inverse, gamma = _producer(graph, shift.k), shift.k, None
+    if scale is not None and scale.op_type == "Mul":
+        for one, other in (scale.input, reversed(scale.input)):
+            if graph.is_constant(other) and _has_axis(graph, other):
+                inverse, gamma = one, other
+    quotient = _times_inverse(graph, x, inverse)
+    mean_square = None if quotient is None else _made_by(graph, quotient.variance, "ReduceMean")
+    squared = None if mean_square is None else _squared(graph, mean_square.input[0])
+    if quotient is None or mean_square is None or squared is None or scale is None:
+        return None
+    axes = reduced_axes(graph, mean_square)
+    last_axis = _is_over_last_axes(graph, x, axes)
+    if _centred(graph, squared, axes) != x or reduced_axes(graph, shift.mean) != axes or not (last_axis or axes == (1,)):
+        return None
+    nodes = [mean_square, shift.mean, *([scale] if gamma else []), shift.node, node]
+    return Norm(
+        nodes=tuple(nodes),
+        name=module_path(nodes),
+        kind="layer_norm",
+        before=x,
+        after=node.output[0],
+        last_axis=last_axis,
+        epsilon=quotient.epsilon,
+        gamma=_flat(graph, gamma) if gamma else None,
+        beta=_flat(graph, shift.beta),
+    )
 
 
 def _with_affine(

@@ -29,9 +29,9 @@ def module_path(nodes: Sequence[onnx.NodeProto]) -> str:
 
 
 def sum_name(node: onnx.NodeProto) -> str:
-    """The module that an addition lies in, with `.add`; the name of an Add where it tells no module."""
+    """The module that an addition lies in, with `.add`; the name of an Add or Sum where it tells no module."""
     path = module_path([node])
-    return path if path == node_name(node) and node.op_type == "Add" else f"{path}.add"
+    return path if path == node_name(node) and node.op_type in ("Add", "Sum") else f"{path}.add"
 
 
 def _scopes(node: onnx.NodeProto) -> list[str]:

@@ -10,7 +10,8 @@ Rules, for tensors of float32 (others are converted by a Cast of their own) with
        the other way: dividing by a small scale loses what is divided. Nor where scale * mean is so large against gamma and beta
        that the rounding of scale and shift alone, which is ONNX Runtime's own affair, would be seen.
     4. Each other tensor has an observer of its own.
-    5. What no rule covers (other types, other axes, an unknown rank) is left to the caller, who can make it an output of the graph.
+    5. What no rule covers (other types, other axes, an unknown rank, a mask over other than (N, L, C)) is left to the caller, who
+       can make it an output of the graph.
 """
 
 from collections.abc import Sequence
@@ -36,6 +37,7 @@ After the rows of an observer come its dot product and number of channels.
 CHANNELS_FIRST, CHANNELS_LAST, BLOCKED = 0, 1, 2
 
 _HALF = {TensorProto.FLOAT16, TensorProto.BFLOAT16}
+_TOKEN_AXES = 2  # before the channels, where a mask is read as it is: (batch, length)
 _LARGEST_OFFSET = 200  # the float32 rounding of which, 1e-5, is a tenth of the tolerance
 _BATCH, _EXTENT = 2, 64  # stand for dynamic extents where shapes are compared
 
@@ -46,6 +48,7 @@ class Reduction(NamedTuple):
     tensor: str
     channel_axis: int
     mask: str | None
+    mask_axis: int = 1
 
 
 class Pair(NamedTuple):
@@ -209,7 +212,9 @@ class _Builder:
         if not shape or len(shape) < 2 or not (kind == TensorProto.FLOAT or kind in _HALF):
             return False
         axis = reduction.channel_axis % len(shape)
-        return axis == len(shape) - 1 or (axis == 1 and reduction.mask is None)
+        if reduction.mask is not None:
+            return axis == len(shape) - 1 == _TOKEN_AXES and reduction.mask_axis == 1
+        return axis in (1, len(shape) - 1)
 
     def _find_affine(self, after: Reduction) -> _Affine | None:
         """Scale and shift of the BatchNormalization that makes `after`, if it does and its input is reduced alike."""

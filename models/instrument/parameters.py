@@ -22,6 +22,7 @@ from models.instrument.norms import OPERATORS, Norm
 from models.instrument.probes import all_norms
 from models.instrument.splicing import element_types, splice
 
+_NORMALIZING = 2  # nodes of a norm that is written out, before those that apply gamma and beta
 ParameterName = Literal["gamma", "beta"]
 
 
@@ -85,10 +86,10 @@ def _readers(graph: Graph, norm: Norm) -> dict[ParameterName, tuple[onnx.NodePro
         if operator.beta is not None and operator.beta < len(last.input) and last.input[operator.beta]:
             found["beta"] = (last, operator.beta)
         return found
-    for node in norm.nodes[-2:]:  # written out, they are applied last
+    for node in norm.nodes[_NORMALIZING:]:
         constants = [i for i, name in enumerate(node.input) if graph.is_constant(name)]
         if node.op_type == "Mul" and constants and norm.gamma is not None:
             found["gamma"] = (node, constants[0])
-        if node.op_type == "Add" and constants and norm.beta is not None:
+        if node.op_type in ("Add", "Sub") and constants and norm.beta is not None:
             found["beta"] = (node, constants[0])
     return found

@@ -40,10 +40,12 @@ class Renormalization:
     Attributes:
         formula: None leaves x as it is; `mean` and `var` belong to the channels, wherever they lie.
         channel_axis: of x, gamma and beta.
+        shape: of x, where more is known than the graph tells.
     """
 
     formula: Formula | None
     channel_axis: int
+    shape: tuple[Dimension, ...] | None = None
 
 
 def renormalize(
@@ -62,7 +64,7 @@ def renormalize(
     """
     before, after = sides
     graph = Graph(model)
-    shape, node = graph.shape(before), graph.producer(after)
+    shape, node = wanted.shape or graph.shape(before), graph.producer(after)
     if shape is None or node is None:
         raise RenormalizationError("the shape of its input is not known")
     if node.op_type in OPERATORS and "gamma" not in parameters:

@@ -1,9 +1,10 @@
 """Finds the residual adds y = F(x) + x of a graph.
 
-Rules, for an Add of two tensors that both depend on the input (so no bias):
+Rules, for an Add, or a Sum of two, of tensors that both depend on the input (so no bias):
     1. Walk back from one side through operators that only pass values on (Reshape, Transpose, Slice, Cast, Dropout, Pad, ...; be it
        with 8 bits of them): the first tensor from which the other side is also reached is the fork, and this side is an identity.
-    2. Otherwise walk back through at most one Conv, MatMul or Gemm with its bias, norm and pooling: this side is a projection.
+    2. Otherwise walk back through at most one Conv, MatMul or Gemm with its bias, norm and pooling: this side is a projection. A
+       norm may be written out with constants, as the frozen ones of detectors are: products and sums.
     3. The other side is F. On its way from the fork lies at least one weighted operator (Conv, MatMul, Gemm, attention),
        which rules out the tanh form of GELU (x + 0.0447 x^3) and rotary embeddings.
     4. No Resize or transposed convolution lies on that way: lateral sums of feature pyramids join two scales, not a residual.
@@ -12,10 +13,13 @@ Rules, for an Add of two tensors that both depend on the input (so no bias):
     7. A sum that goes into a Softmax alone, be it through further sums, is made of attention scores: what is added is a mask or
        a bias, even where an earlier layer has used the same, which makes it an ancestor of the scores.
     8. ONNX Runtime's SkipLayerNormalization and SkipSimplifiedLayerNormalization add their first two inputs, and have the sum as
-       fourth output. Rules 1 to 7 hold for them too.
+       fourth output. All other rules hold for them too.
+    9. F belongs to its sum: a tensor that others read too is none. So the position embeddings that a detector adds to its features
+       anew in each layer are no identities, although those features depend on them through the layers before. Beside a projection
+       the same holds for all that lies between the fork and F: projections of features and of positions are sums of another kind.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import onnx
@@ -23,6 +27,8 @@ import onnx
 from models.instrument.graph import Graph, value_inputs
 from models.instrument.skip_norms import BIAS, SUM
 
+SUMS = ("Add", "Sum")
+_SIDES = 2
 _PASSES = {
     "Reshape", "Transpose", "Slice", "Cast", "Dropout", "Pad", "Identity", "Flatten", "Squeeze", "Unsqueeze",
     "CastLike", "QuantizeLinear", "DequantizeLinear",
@@ -35,6 +41,7 @@ _PROJECTION_COMPANIONS = {
     "BatchNormalization", "LayerNormalization", "GroupNormalization", "InstanceNormalization", "RMSNormalization",
     "SimplifiedLayerNormalization", "AveragePool", "MaxPool",
 }  # fmt: skip
+_AFFINE = {"Add", "Sub", "Mul", "Div"}
 _RESAMPLES = {"Resize", "Upsample", "ConvTranspose"}
 _EXTENTS = {"Shape", "Size"}
 
@@ -51,24 +58,30 @@ class ResidualAdd:
 
 def find_residual_adds(graph: Graph) -> list[ResidualAdd]:
     """All residual adds, in the order of execution."""
-    return [add for node in graph.nodes if (node.op_type == "Add" or node.op_type in BIAS) and (add := _residual_add(graph, node))]
+    return [add for node in graph.nodes if _adds_two(node) and (add := _residual_add(graph, node))]
+
+
+def _adds_two(node: onnx.NodeProto) -> bool:
+    return (node.op_type in SUMS and len(node.input) == _SIDES) or node.op_type in BIAS
 
 
 def _residual_add(graph: Graph, node: onnx.NodeProto) -> ResidualAdd | None:
-    sides = node.input[:2]
+    sides = node.input[:_SIDES]
     total = node.output[SUM] if node.op_type in BIAS else node.output[0]
     if any(graph.is_constant(name) for name in sides) or _makes_scores(graph, total):
         return None
     candidates = []
     for identity, residual in (sides, reversed(sides)):
+        if not _are_read_by(graph, [residual], [node]):
+            continue
         ancestors = _ancestors(graph, residual)
         for projected in (False, True):
             steps = _walk_to_fork(graph, identity, ancestors, projected)
             if steps is not None:
                 candidates.append((projected, steps[1], identity, residual, steps[0]))
                 break
-    for _, _, identity, residual, fork in sorted(candidates, key=lambda c: c[:2]):
-        if _is_residual_branch(graph, residual, fork):
+    for projected, _, identity, residual, fork in sorted(candidates, key=lambda c: c[:2]):
+        if _is_residual_branch(graph, residual, fork, alone=projected):
             return ResidualAdd(node, identity, residual, total)
     return None
 
@@ -109,9 +122,9 @@ def _walk_to_fork(graph: Graph, tensor: str, ancestors: set[str], projected: boo
         if node.op_type not in _PASSES:
             if not projected:
                 return None
-            is_bias = node.op_type == "Add" and any(graph.is_constant(name) for name in node.input)
+            is_affine = node.op_type in _AFFINE and any(graph.is_constant(name) for name in node.input)
             weighted += node.op_type in _WEIGHTED
-            if weighted > 1 or not (is_bias or node.op_type in _WEIGHTED | _PROJECTION_COMPANIONS):
+            if weighted > 1 or not (is_affine or node.op_type in _WEIGHTED | _PROJECTION_COMPANIONS):
                 return None
         data = [name for name in value_inputs(node) if not graph.is_constant(name)]
         if not data:
@@ -123,11 +136,23 @@ def _walk_to_fork(graph: Graph, tensor: str, ancestors: set[str], projected: boo
     return tensor, steps
 
 
-def _is_residual_branch(graph: Graph, residual: str, fork: str) -> bool:
-    """Rules 3 and 4: what lies between the fork and the add is weighted and changes no scale."""
+def _is_residual_branch(graph: Graph, residual: str, fork: str, *, alone: bool) -> bool:
+    """Rules 3, 4 and 9: what lies between the fork and the add is weighted, changes no scale and, if `alone`, serves it alone."""
     from_fork = _between(graph, residual, fork)
     operators = {node.op_type for node in from_fork}
-    return bool(operators & _WEIGHTED) and not operators & _RESAMPLES
+    if not operators & _WEIGHTED or operators & _RESAMPLES:
+        return False
+    if not alone:
+        return True
+    made = [name for node in from_fork for name in node.output if name and name != residual]
+    return _are_read_by(graph, made, from_fork)
+
+
+def _are_read_by(graph: Graph, tensors: Sequence[str], nodes: Sequence[onnx.NodeProto]) -> bool:
+    """Whether these nodes are all that reads the values of the tensors."""
+    known = {id(node) for node in nodes}
+    readers = (reader for tensor in tensors for reader in graph.readers(tensor))
+    return all(id(reader) in known or reader.op_type in _EXTENTS for reader in readers)
 
 
 def _between(graph: Graph, tensor: str, fork: str) -> list[onnx.NodeProto]:

@@ -7,7 +7,8 @@ from onnx import helper
 
 from models.instrument.skip_norms import BIAS, SUM
 
-_KEEPS_SHAPE = {"LayerNormalization", "SimplifiedLayerNormalization"}  # before opset 17, and never in ONNX
+_KEEPS_SHAPE = {"SimplifiedLayerNormalization", "GroupNormalization", "Gelu", "FastGelu", "BiasGelu", "QuickGelu"}
+_LAYER_NORM_OPSET = 17  # the first whose shape inference knows LayerNormalization; before, it was ONNX Runtime's own
 
 
 def infer_shapes(model: onnx.ModelProto, extents: Mapping[str, int]) -> onnx.ModelProto:
@@ -37,6 +38,6 @@ def _stand_ins(node: onnx.NodeProto, model: onnx.ModelProto) -> list[onnx.NodePr
         total = node.output[SUM] if len(node.output) > SUM and node.output[SUM] else f"{node.output[0]}.stand_in"
         return [helper.make_node("Add", node.input[:2], [total]), helper.make_node("Identity", [total], node.output[:1])]
     opset = next((each.version for each in model.opset_import if not each.domain), 0)
-    if node.op_type in _KEEPS_SHAPE and (opset < 17 or node.op_type != "LayerNormalization"):
+    if node.op_type in _KEEPS_SHAPE or (node.op_type == "LayerNormalization" and opset < _LAYER_NORM_OPSET):
         return [helper.make_node("Identity", node.input[:1], node.output[:1])]
     return []

@@ -12,16 +12,15 @@ VALUES = 2 * BINS + 1 + len(PERCENTS)
 """Numbers in the description of one tensor."""
 
 
-def distribution(x: NDArray[np.floating], mask: NDArray[np.bool_] | None = None) -> dict[str, Any]:
+def distribution(x: NDArray[np.floating]) -> dict[str, Any]:
     """Histogram (bins of one width, from the smallest element to the largest) and quantiles of one sample; null where not finite.
 
     A sample of equal elements gets a range of its own, so that its bins have a width.
 
     Args:
         x: floating, any shape.
-        mask: bool over the first axes of x; False elements (padding) do not exist for the result.
     """
-    values = (x if mask is None else x[mask]).astype(np.float64).ravel()
+    values = x.astype(np.float64).ravel()
     if not values.size or not np.isfinite(values).all():
         return {"histogram": None, "quantiles": None}
     low, high = float(values.min()), float(values.max())

@@ -67,7 +67,7 @@ class SideLayout:
 
 
 def _reduction(layer: Layer, side: str) -> Reduction:
-    return Reduction(layer.tensors[side], layer.channel_axis, layer.mask)
+    return Reduction(layer.tensors[side], layer.channel_axis, layer.mask, layer.mask_axis)
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,8 @@ class BatchReducer:
                 numbers[:, :, row] = np.stack([getattr(totals[i], field) for field in _FIELDS], axis=1)
             for i, pair in self._other_pairs:
                 x, f = outputs.tensors[pair.identity.tensor], outputs.tensors[pair.residual.tensor]
-                dots[:, i] = sample_dot(x, f, masks[pair.identity.mask] if pair.identity.mask else None)
+                real = _real(pair.identity, x.shape, masks)
+                dots[:, i] = sample_dot(x, f, real, pair.identity.channel_axis)
         ratio, cosine = self._relate(numbers, dots)
         pooled = Moments(*numbers.swapaxes(0, 1))
         channels = _Channels(self._layout, self._places, others, outputs.channels)
@@ -183,7 +184,8 @@ class BatchReducer:
 
         def reduce(i: int) -> Moments:
             each = self._layout.reductions[i]
-            return channel_moments(tensors[each.tensor], each.channel_axis, masks[each.mask] if each.mask else None)
+            x = tensors[each.tensor]
+            return channel_moments(x, each.channel_axis, _real(each, x.shape, masks))
 
         return list(run(reduce, self._others))
 
@@ -199,6 +201,18 @@ class BatchReducer:
         related = np.full(above.shape, np.nan)
         np.divide(above, below, out=related, where=below > 0)
         return related[0], related[1]
+
+
+def _real(reduction: Reduction, shape: tuple[int, ...], masks: Mapping[str, NDArray[np.bool_]]) -> NDArray[np.bool_] | None:
+    """Which elements of a tensor are of tokens, bool (N, M) over all axes but the first and that of the channels; None for all."""
+    if reduction.mask is None:
+        return None
+    mask, channel_axis = masks[reduction.mask], reduction.channel_axis % len(shape)
+    if mask.all():
+        return None
+    apart = [len(mask)] + [mask.shape[1] if axis == reduction.mask_axis else 1 for axis in range(1, len(shape))]
+    others = [1 if axis == channel_axis else extent for axis, extent in enumerate(shape)]
+    return np.broadcast_to(mask.reshape(apart), others).reshape(len(mask), -1)
 
 
 class _Channels:

@@ -163,13 +163,14 @@ def _without_nonfinite(moments: Moments) -> Moments:
     return Moments(count=moments.count, zeros=moments.zeros, nonfinite=moments.nonfinite, **blank)
 
 
-def sample_dot(a: Activations, b: Activations, mask: NDArray[np.bool_] | None = None) -> Floats:
-    """Dot product of a and b (N, ...) for each sample: (N,). `mask` bool (N, M) covers the axes after the first, but the last."""
+def sample_dot(a: Activations, b: Activations, mask: NDArray[np.bool_] | None = None, channel_axis: int = -1) -> Floats:
+    """Dot product of a and b (N, ...) for each sample: (N,). `mask` is bool (N, M) as `channel_moments` takes it."""
+    n = len(a)
     with np.errstate(invalid="ignore", over="ignore"):
         if mask is not None:
+            a, b = (np.moveaxis(each, channel_axis, -1).reshape(n, -1, each.shape[channel_axis]) for each in (a, b))
             a = np.where(mask[..., None], a, 0).astype(np.float64)
             b = np.where(mask[..., None], b, 0)
-        n = len(a)
         a, b = a.reshape(n, -1), b.reshape(n, -1)
         dots = np.vecdot(a, b)
         if not np.isfinite(dots).all():  # squares beyond float32

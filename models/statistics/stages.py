@@ -17,20 +17,18 @@ NORMALIZED = "normalized"
 
 
 def describe_stages(
-    layer: Layer, tensors: Mapping[str, NDArray[np.floating]], formula: Formula | None, mask: NDArray[np.bool_] | None = None
+    layer: Layer, tensors: Mapping[str, NDArray[np.floating]], formula: Formula | None
 ) -> dict[str, dict[str, Any]]:
     """Side -> `histogram` and `quantiles`; `normalized` also has every statistic of a side, and is missing without a formula.
 
     Args:
         layer: of the tensors.
-        tensors: side -> activation (1, ...).
+        tensors: side -> activation (1, ...), without padding.
         formula: of a normalization.
-        mask: bool (1, M), False at padding.
     """
-    kept = None if mask is None else mask[0]
-    described = {side: distribution(x[0], kept) for side, x in tensors.items()}
+    described = {side: distribution(x[0]) for side, x in tensors.items()}
     if formula is not None:
         normalized = normalize(tensors["before"], formula)
-        moments = channel_moments(normalized, layer.channel_axis, mask).pool(axis=1)
-        described[NORMALIZED] = {**summary(moments, 0), **distribution(normalized[0], kept)}
+        moments = channel_moments(normalized, layer.channel_axis).pool(axis=1)
+        described[NORMALIZED] = {**summary(moments, 0), **distribution(normalized[0])}
     return described

@@ -48,5 +48,5 @@ def model_card(request: Request, model: str, version: Version = None) -> Respons
 def model_layers(request: Request, model: str, version: Version = None) -> Response:
     """Every probe in the order of execution, with its normalization's parameters."""
     manifest = State.of(request).repository.get(model, version).manifest
-    layers = [layer.model_dump(mode="json", exclude={"tensors", "mask"}) for layer in manifest.layers]
+    layers = [layer.model_dump(mode="json", exclude={"tensors", "mask", "mask_axis"}) for layer in manifest.layers]
     return json_answer({"model": manifest.name, "version": manifest.version, "layers": layers})

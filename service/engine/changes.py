@@ -131,15 +131,16 @@ def renormalization(
             value=layer.layer,
             remedy="choose layers whose shape GET /v1/models/{model}/layers tells",
         )
-    axis = layer.channel_axis % len(layer.shape)
-    is_last = axis == len(layer.shape) - 1
+    shape = tuple(layer.shape)
+    axis = layer.channel_axis % len(shape)
+    is_last = axis == len(shape) - 1
     if normalization == "none":
-        return Renormalization(None, axis)
+        return Renormalization(None, axis, shape)
     if normalization == "group":
-        return Renormalization(Formula(layer.epsilon, groups=groups), axis)
+        return Renormalization(Formula(layer.epsilon, groups=groups), axis, shape)
     if normalization == "layer":
         own = formula.axes if formula is not None and formula.axes else (-1,)
-        return Renormalization(Formula(layer.epsilon, axes=own) if is_last else Formula(layer.epsilon, groups=1), axis)
+        return Renormalization(Formula(layer.epsilon, axes=own) if is_last else Formula(layer.epsilon, groups=1), axis, shape)
     if moments is None:
         raise NoReferenceError(
             f"normalization: {layer.layer} has no running statistics, and the model no reference to take them from",
@@ -147,4 +148,4 @@ def renormalization(
             limit="batch needs mean and variance of every channel",
             remedy="make a reference (`python -m models reference`) and load the model again, or choose layer, group or none",
         )
-    return Renormalization(Formula(layer.epsilon, mean=moments.mean, var=moments.var), axis)
+    return Renormalization(Formula(layer.epsilon, mean=moments.mean, var=moments.var), axis, shape)

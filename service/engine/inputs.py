@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.artifact import Artifact, TensorSpec
+from models.artifact import Artifact, Layer, TensorSpec
 from models.preprocessing import ImagePreprocessing, InvalidInputError, TextPreprocessing, decode_image, encode_texts
 from service.engine.session import Feed
 
@@ -46,8 +46,9 @@ class InputReader:
         self._max_image_pixels = max_image_pixels
         of_text = isinstance(self._preprocessing, TextPreprocessing)
         known = all(isinstance(extent, int) for spec in manifest.outputs for extent in spec.shape[1:])
-        self.pads = of_text and manifest.mask_input is not None and manifest.batched and known
-        """Rows of different length can share a run: padding is masked, and no output has the length of its input."""
+        seen = all(layer.mask or _is_fixed(layer) for layer in manifest.layers)
+        self.pads = of_text and manifest.mask_input is not None and manifest.batched and known and seen
+        """Rows of different length can share a run: padding is masked in every layer, and no output has the length of its input."""
         self._tokenizer = (
             self._preprocessing.load_tokenizer(artifact.folder) if isinstance(self._preprocessing, TextPreprocessing) else None
         )
@@ -130,6 +131,11 @@ class InputReader:
                 break
             chosen.append(i)
         return chosen
+
+
+def _is_fixed(layer: Layer) -> bool:
+    """Whether its tensors have the same extents for every input."""
+    return layer.shape is not None and all(isinstance(extent, int) for extent in layer.shape[1:])
 
 
 def _numpy_type(spec: TensorSpec) -> np.dtype[Any]:

@@ -87,7 +87,7 @@ class Interior:
             for row in self._rows(task, items):
                 feed = self._reader.feed([row])
                 run = self._run(session, feed, layers)
-                stages.append(_stages(task, session, run, feed, layers))
+                stages.append(_stages(task, session, run, layers))
             return stages
 
         return await self._workroom.do(work, timeout_s)
@@ -184,11 +184,10 @@ class Interior:
         self._workroom.close()
 
 
-def _stages(task: Task, session: OpenedSession, run: OpenedRun, feed: Feed, layers: Sequence[Layer]) -> Stages:
+def _stages(task: Task, session: OpenedSession, run: OpenedRun, layers: Sequence[Layer]) -> Stages:
     described: Stages = {}
     for layer in layers:
         task.go_on()
-        mask = feed[layer.mask].astype(bool) if layer.mask else None
         tensors = {side: run.tensors[tensor] for side, tensor in session.layers[layer.layer].tensors.items()}
-        described[layer.layer] = describe_stages(layer, tensors, session.places[layer.layer].formula, mask)
+        described[layer.layer] = describe_stages(layer, tensors, session.places[layer.layer].formula)
     return described

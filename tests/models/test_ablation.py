@@ -12,6 +12,7 @@ from models.__main__ import main
 from models.ablation import ablate
 from models.artifact import Artifact
 from models.data import imagenette
+from models.evaluation import evaluate
 from models.preprocessing import ImagePreprocessing, decode_image
 from tests import graphs
 from tests.colours import import_colours
@@ -72,6 +73,19 @@ def test_blocks_are_ranked_and_removed_one_by_one(artifact: Artifact, archive: P
     assert report.blocks[0].surplus
     assert not report.blocks[2].surplus
     assert len({block.accuracy for block in report.blocks}) > 1
+
+
+@pytest.mark.parametrize(("kind", "batch"), [(onnx.TensorProto.FLOAT16, "batch"), (onnx.TensorProto.FLOAT, 1)])
+def test_models_from_outside(kind: int, batch: str | int, archive: Path, tmp_path: Path) -> None:
+    """Half precision, and a fixed batch of one, as exporters write it by default: the same blocks in the same order."""
+    made = import_colours(tmp_path, _SIDE, {name: weight(name) for name in _BLOCKS}, head(), kind, batch)
+    report = ablate(made, archive, None)
+    accuracy, ratios = by_numpy(archive, None)
+    assert report.accuracy == pytest.approx(accuracy, abs=0.05)
+    assert evaluate(made, archive)["accuracy"] == report.accuracy
+    assert [block.layer for block in report.blocks] == ["zero", "small", "large"]
+    for block in report.blocks:
+        assert block.residual_ratio == pytest.approx(ratios[block.layer], rel=1e-2)
 
 
 def test_the_command(artifact: Artifact, archive: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -114,6 +114,40 @@ def test_a_mask_of_any_name(tmp_path: Path) -> None:
         import_model(graphs.masked(), tmp_path / "third", ImportOptions(mask="table"))
 
 
+def heads(order: list[int], static: int | None = None) -> onnx.ModelProto:
+    """The norm of each of two heads of a token, (batch, length, 2, 4) in another order of axes, and one of all tokens' mean."""
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["e"]),
+        helper.make_node("Reshape", ["e", "split"], ["apart"]),
+        helper.make_node("Transpose", ["apart"], ["t"], perm=order),
+        helper.make_node("LayerNormalization", ["t", "gamma"], ["n"], name="of_heads"),
+        helper.make_node("ReduceMean", ["n"], ["m"], axes=[order.index(1)], keepdims=0),
+        helper.make_node("Cast", ["attention_mask"], ["c"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceSum", ["c", "axis"], ["count"]),
+        helper.make_node("Reshape", ["m", "together"], ["r"]),
+        helper.make_node("Mul", ["r", "count"], ["s"]),
+        helper.make_node("LayerNormalization", ["s", "gamma8"], ["y"], name="pooled"),
+    ]
+    shape: list[int | str] = ["batch", static or "length"]
+    constants = {
+        "table": graphs.weights(50, WIDTH), "split": np.array([0, 0, 2, 4]), "gamma": graphs.weights(4), "axis": np.array([1]),
+        "together": np.array([0, WIDTH]), "gamma8": graphs.weights(WIDTH),
+    }  # fmt: skip
+    inputs: dict[str, tuple[int, graphs.Shape]] = dict.fromkeys(("ids", "attention_mask"), (TensorProto.INT64, shape))
+    return graphs.graph_of(nodes, inputs, {"y": (TensorProto.FLOAT, ["batch", WIDTH])}, constants)
+
+
+@pytest.mark.parametrize(("order", "axis"), [([0, 1, 2, 3], 1), ([0, 2, 1, 3], 2)])
+@pytest.mark.parametrize("static", [None, 7])
+def test_the_axis_of_the_tokens_is_found(order: list[int], axis: int, static: int | None, tmp_path: Path) -> None:
+    """It is the one as long as the mask; a layer without one, such as of pooled tokens, is not masked."""
+    layers = import_model(heads(order, static), tmp_path).layers
+    assert [(layer.layer, layer.mask, layer.mask_axis) for layer in layers] == [
+        ("of_heads", "attention_mask", axis),
+        ("pooled", None, 1),
+    ]
+
+
 @pytest.mark.parametrize("name", ["attention_mask", "input_mask", "token_mask", "mask"])
 def test_a_mask_is_known_by_its_name(name: str, tmp_path: Path) -> None:
     """Names that mean 1 at tokens are taken, which the manifest notes unless it is the usual one; `--mask ''` takes none."""

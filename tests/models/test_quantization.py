@@ -19,6 +19,7 @@ from models.statistics.layers import BatchReducer, RunOutputs, SideLayout, summa
 from service.engine.graph import prepare
 from service.engine.session import Session
 from tests import graphs
+from tests.colours import import_colours
 from tests.photos import write_archive
 
 _SIDE = 32
@@ -124,6 +125,13 @@ def test_too_much_loss_is_refused(artifact: Artifact, archive: Path, tmp_path: P
     with pytest.raises(QuantizationError, match=r"the accuracy falls from .* --max-loss"):
         quantize(artifact, tmp_path / "photos" / "1-int8", archive, QuantizationOptions(photos=16, max_loss=-1))
     assert list((tmp_path / "photos").iterdir()) == []
+
+
+def test_half_precision_is_refused(archive: Path, tmp_path: Path) -> None:
+    """Its scales would be those of float16: the message names the way."""
+    made = import_colours(tmp_path, 8, {"block": graphs.weights(3, 3)}, graphs.weights(3, 10), onnx.TensorProto.FLOAT16)
+    with pytest.raises(QuantizationError, match="computes with float16; quantize the model of float32"):
+        quantize(made, tmp_path / "colours" / "1-int8", archive, QuantizationOptions())
 
 
 def test_places_that_cannot_be_written(artifact: Artifact, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

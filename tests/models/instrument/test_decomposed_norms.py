@@ -145,6 +145,30 @@ def test_layer_norm(variant: str, opset: int) -> None:
     np.testing.assert_allclose(after, _layer_norm(before) * _CONSTANTS["g"] + _CONSTANTS["b"], rtol=1e-4, atol=1e-5)
 
 
+_MOMENTS = (*_CENTRE, "q = Mul d d", "v = ReduceMean q axes", *_ROOT, "r = Reciprocal s")
+_FOLDED = {
+    "TensorFlow": (*_MOMENTS, "k = Mul r g", "a = Mul x k", "c = Mul m k", "h = Sub b c", "y = Add a h"),
+    "Keras": (*_MOMENTS, "k = Mul g r", "a = Mul k x", "l = Neg m", "c = Mul l k", "h = Add c b", "y = Add h a"),
+    "without gamma": (*_MOMENTS, "a = Mul x r", "c = Mul m r", "h = Sub b c", "y = Add a h"),
+}
+
+
+@pytest.mark.parametrize("opset", [11, 18])
+@pytest.mark.parametrize("variant", _FOLDED)
+def test_folded_layer_norm(variant: str, opset: int) -> None:
+    """Rule 8: x is multiplied before the mean is taken off."""
+    model = _model(*_FOLDED[variant], opset=opset)
+    (probe,) = find_probes(model)
+    assert (probe.layer, probe.kind, probe.channel_axis, probe.epsilon) == ("block.norm", "layer_norm", 2, _EPSILON)
+    assert probe.tensors == {"before": "x", "after": "y"}
+    gamma = 1 if variant == "without gamma" else _CONSTANTS["g"]
+    assert (probe.gamma is None) == (variant == "without gamma")
+    assert probe.beta is not None
+    np.testing.assert_array_equal(probe.beta, _CONSTANTS["b"])
+    before, after = _run(model, probe)
+    np.testing.assert_allclose(after, _layer_norm(before) * gamma + _CONSTANTS["b"], rtol=1e-4, atol=1e-5)
+
+
 def test_rms_norm() -> None:
     """Rules 1 to 3 for the RMS norm: no mean is taken off, and there is no beta."""
     model = _model("q = Pow x two", "v = ReduceMean q axes", *_ROOT, "r = Reciprocal s", "n = Mul x r", "y = Mul g n")
@@ -225,6 +249,17 @@ _OTHERS = {
     "no epsilon": (*_CENTRE, "q = Mul d d", "v = ReduceMean q axes", "s = Sqrt v", "y = Div d s"),
     "over the batch": ("m = ReduceMean x axis0", "d = Sub x m", "q = Mul d d", "v = ReduceMean q axis0", *_ROOT, "y = Div d s"),
     "deviation of another tensor": (*_CENTRE, "o = Relu x", "q = Mul o o", "v = ReduceMean q axes", *_ROOT, "y = Div d s"),
+    "another mean is taken off": (
+        *_MOMENTS,
+        "o = Relu x",
+        "w = ReduceMean o axes",
+        "a = Mul x r",
+        "c = Mul w r",
+        "h = Sub b c",
+        "y = Add a h",
+    ),
+    "the mean is added": (*_MOMENTS, "a = Mul x r", "c = Mul m r", "h = Add b c", "y = Add a h"),
+    "two factors": (*_MOMENTS, "k = Mul r g", "a = Mul x k", "c = Mul m r", "h = Sub b c", "y = Add a h"),
     "third power": (*_CENTRE, "q = Pow d three", "v = ReduceMean q axes", *_ROOT, "y = Div d s"),
     "mean of the difference": (*_CENTRE, "v = ReduceMean d axes", *_ROOT, "y = Div d s"),
 }

@@ -15,6 +15,7 @@ from models.instrument.opened import OpenedGraph, open_graph
 from models.instrument.probes import find_probes
 from models.instrument.taps import UnknownTensorError
 from models.statistics.normalized import normalize
+from tests import graphs
 from tests.normalizations import CASES, CONSTANTS, graph
 
 
@@ -164,3 +165,22 @@ def test_a_tensor_that_is_not_there_is_named() -> None:
     """Layers that do not belong to the graph are an error that says which tensor is missing."""
     with pytest.raises(UnknownTensorError, match="elsewhere"):
         open_graph(residual(), {"add": {"identity": "x", "residual": "elsewhere", "sum": "s"}})
+
+
+def test_a_sum_of_two_in_half_precision() -> None:
+    """h + h w, written as Sum and behind an operator that ONNX's shape inference does not know: a branch can be removed."""
+    rng = np.random.default_rng(0)
+    x, w = (rng.standard_normal(shape).astype(np.float16) for shape in ((1, 4, 6), (6, 6)))
+    nodes = [
+        helper.make_node("GroupNormalization", ["x", "g", "g"], ["h"], num_groups=2, name="norm"),
+        helper.make_node("MatMul", ["h", "w"], ["f"]),
+        helper.make_node("Sum", ["h", "f"], ["y"], name="sum"),
+    ]
+    half: dict[str, tuple[int, graphs.Shape]] = {name: (TensorProto.FLOAT16, [1, 4, 6]) for name in "xy"}
+    model = graphs.graph_of(nodes, {"x": half["x"]}, {"y": half["y"]}, {"w": w, "g": np.ones(4, np.float16)}, opset=21)
+    of = opened(model)
+    whole, without = (
+        run(of, {"x": x, **feed}) for feed in ({}, {of.places["sum"].branches["residual"].input: np.zeros(1, np.float32)})
+    )
+    np.testing.assert_allclose(whole["y"], whole["h"] + whole["h"] @ w, atol=1e-2)
+    np.testing.assert_array_equal(without["y"], without["h"])

@@ -122,6 +122,59 @@ def test_projection_shortcut() -> None:
     assert adds_of(nodes, _CONV | dict.fromkeys("gbmv", (4,))) == [("n", "f")]
 
 
+def test_a_projection_whose_norm_is_written_out() -> None:
+    """Rule 2 of adds: the frozen norm of a detector is a product and a sum with constants, and belongs to the projection."""
+    nodes = [
+        node("Conv", "x w", "a"),
+        node("Relu", "a", "r"),
+        node("Conv", "r w2", "f"),
+        node("Conv", "x w3", "p"),
+        node("Mul", "p scale", "m"),
+        node("Add", "m shift", "n"),
+        node("Add", "f n", "y"),
+    ]
+    assert adds_of(nodes, _CONV | dict.fromkeys(("scale", "shift"), (1, 4, 1, 1))) == [("n", "f")]
+
+
+def test_a_sum_of_two_is_an_add() -> None:
+    """Caffe2 writes Sum; one of three tensors joins no two paths."""
+    nodes = [node("Conv", "x w", "f"), node("Sum", "x f", "s"), node("Conv", "s w2", "g"), node("Sum", "s g x", "y")]
+    assert adds_of(nodes, _CONV) == [("x", "f")]
+
+
+def test_position_embeddings_of_every_layer_are_no_identity() -> None:
+    """Rule 9 of adds: in the second layer the features depend on the embedding, which the first has added; only x + F(x) counts."""
+    nodes = [
+        node("Conv", "x w", "s0"),
+        node("CumSum", "x axis", "places"),
+        node("Add", "s0 places", "q0"),
+        node("Conv", "q0 w2", "f0"),
+        node("Add", "s0 f0", "s1"),
+        node("Add", "s1 places", "q1"),
+        node("Conv", "q1 w3", "f1"),
+        node("Shape", "f1", "extents"),  # tells no values
+        node("Add", "s1 f1", "y"),
+    ]
+    assert adds_of(nodes, _CONV | {"axis": ()}) == [("s0", "f0"), ("s1", "f1")]
+
+
+def test_projections_of_features_and_of_their_positions_are_no_residual() -> None:
+    """Rule 9 of adds: the features of the second layer go on, so that what is made of them is no F of the positions."""
+    nodes = [
+        node("Conv", "x w", "s0"),
+        node("CumSum", "x axis", "places"),
+        node("Add", "s0 places", "q0"),
+        node("Conv", "q0 w2", "f0"),
+        node("Add", "s0 f0", "s1"),
+        node("Conv", "s1 w3", "content"),
+        node("Conv", "places w4", "position"),
+        node("Add", "content position", "q1"),
+        node("Conv", "q1 w", "f1"),
+        node("Add", "s1 f1", "y"),
+    ]
+    assert adds_of(nodes, _CONV | {"axis": (), "w4": (4, 4, 1, 1)}) == [("s0", "f0"), ("s1", "f1")]
+
+
 def test_identity_wins_over_projection() -> None:
     """Rule 5 of adds: a branch of a single convolution is F, not a projection of x."""
     nodes = [node("Conv", "x w", "f"), node("Add", "f x", "y")]

@@ -163,3 +163,22 @@ def test_what_the_graph_does_not_tell_is_an_error() -> None:
     (probe,) = find_probes(model)
     with pytest.raises(RenormalizationError, match=f"{probe.layer}: the graph computes its gamma"):
         open_graph(model, {probe.layer: probe.tensors}, {probe.layer: Renormalization(None, 2)})
+
+
+def test_a_shape_that_the_graph_does_not_tell() -> None:
+    """Behind an operator of ONNX Runtime shape inference knows nothing; what a run has shown is enough."""
+    case = CASES["layer_norm"]
+    node = helper.make_node("FusedMatMul", ["x", "w"], ["r"], domain="com.microsoft")
+    model = graph(["y = LayerNormalization r gamma_d beta_d"], case.x)
+    model.graph.node.insert(0, node)
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    channels = case.x.shape[-1]
+    model.graph.initializer.append(numpy_helper.from_array(np.eye(channels, dtype=np.float32), "w"))
+    (probe,) = find_probes(model)
+    assert probe.shape is None
+    tensors = {probe.layer: probe.tensors}
+    with pytest.raises(RenormalizationError, match="shape of its input is not known"):
+        open_graph(model, tensors, {probe.layer: Renormalization(None, 2)})
+    of = open_graph(model, tensors, {probe.layer: Renormalization(Formula(EPSILON, groups=2), 2, case.x.shape)})
+    expected = _torch("group", torch.from_numpy(case.x), 2).numpy() * CONSTANTS["gamma_d"] + CONSTANTS["beta_d"]
+    np.testing.assert_allclose(_run(of, {"x": case.x}), expected, atol=1e-4)

@@ -60,28 +60,17 @@ def test_what_is_not_finite_has_neither(bad: float) -> None:
     assert distribution(np.array([1, bad, 2])) == {"histogram": None, "quantiles": None}
 
 
-def test_padding_does_not_exist() -> None:
-    """Masked tokens, also such as are not finite, change nothing; a sample of padding alone has neither."""
-    x = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
-    mask = np.array([True, True, True, False, False])
-    padded = x.copy()
-    padded[3:] = np.inf
-    assert distribution(padded, mask) == distribution(x[:3])
-    assert distribution(x, np.zeros(5, bool)) == {"histogram": None, "quantiles": None}
-
-
 def test_all_three_stages_of_a_normalization() -> None:
-    """before, normalized and after have their distributions, `normalized` its statistics too, of the real tokens alone."""
+    """before, normalized and after have their distributions, `normalized` its statistics too."""
     rng = np.random.default_rng(0)
     before = rng.normal(5, 3, (1, 5, 4)).astype(np.float32)
-    mask = np.array([[True, True, True, False, False]])
     normalized = F.layer_norm(torch.from_numpy(before), (4,)).numpy()
     after = (normalized * 0 + 2).astype(np.float32)  # gamma 0: what was normalized cannot be had from after
-    told = describe_stages(TOKENS, {"before": before, "after": after}, Formula(1e-5, axes=(-1,)), mask)
+    told = describe_stages(TOKENS, {"before": before, "after": after}, Formula(1e-5, axes=(-1,)))
     assert set(told) == {"before", "normalized", "after"}
-    assert_side(told["normalized"], normalized[0, :3], "normalized")
+    assert_side(told["normalized"], normalized[0], "normalized")
     for side, x in {"before": before, "normalized": normalized, "after": after}.items():
-        expected = np.percentile(x[0, :3].astype(np.float64), PERCENTS)
+        expected = np.percentile(x[0].astype(np.float64), PERCENTS)
         np.testing.assert_allclose(list(told[side]["quantiles"].values()), expected, atol=1e-5)
 
 
@@ -89,7 +78,7 @@ def test_the_sample_has_one_nan() -> None:
     """NaN before: normalized is null where the NaN spreads, and counts it; nothing raises."""
     before = np.ones((1, 5, 4), np.float32)
     before[0, 1, 2] = np.nan
-    told = describe_stages(TOKENS, {"before": before, "after": before}, Formula(1e-5, axes=(-1,)), np.ones((1, 5), bool))
+    told = describe_stages(TOKENS, {"before": before, "after": before}, Formula(1e-5, axes=(-1,)))
     assert told["normalized"]["nonfinite"] == 4  # of that token
     assert told["normalized"]["mean"] is None
     assert told["normalized"]["histogram"] is None

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from models.artifact import load_artifact
+from models.artifact import Artifact, load_artifact
 from models.postprocessing import rank, softmax
 from models.preprocessing import InvalidInputError
 from service.engine.batching import Batch, Batcher, BatchLimits, BatchResult, run_error, share
@@ -443,3 +443,15 @@ def test_an_answer_does_not_depend_on_its_batch(small_repository: SmallRepositor
         assert other.statistics is not None
         assert quick.statistics is None
         assert_statistics_close(one.statistics.describe(layers, channels=False), other.statistics.describe(layers, channels=False))
+
+
+@pytest.mark.parametrize(("shape", "pads"), [(["batch", "length", 8], False), (["batch", 8], True)])
+def test_texts_share_a_run_only_where_all_layers_are_masked(
+    small_repository: SmallRepository, shape: list[str | int], pads: bool
+) -> None:
+    """The statistics of a layer that grows with the text, and whose padding cannot be told, must not depend on the batch."""
+    artifact = load_artifact(small_repository.folder / "text" / "1")
+    assert InputReader(artifact, 1000).pads
+    unmasked = artifact.manifest.layers[0].model_copy(update={"mask": None, "shape": shape})
+    manifest = artifact.manifest.model_copy(update={"layers": [unmasked, *artifact.manifest.layers[1:]]})
+    assert InputReader(Artifact(artifact.folder, manifest), 1000).pads == pads

@@ -30,10 +30,11 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     return str(request.param)
 
 
-def layer(name: str, kind: str, tensors: dict[str, str], axis: int, mask: str | None = None) -> Layer:
+def layer(name: str, kind: str, tensors: dict[str, str], axis: int, mask: str | None = None, mask_axis: int = 1) -> Layer:
     """A probe on the given tensors."""
     unknown = dict.fromkeys(("shape", "epsilon", "gamma", "beta"))
-    fields = {"layer": name, "kind": kind, "channel_axis": axis, "tensors": tensors, "mask": mask, **unknown}
+    masked = {"mask": mask, "mask_axis": mask_axis}
+    fields = {"layer": name, "kind": kind, "channel_axis": axis, "tensors": tensors, **masked, **unknown}
     return Layer.model_validate(fields)
 
 
@@ -212,6 +213,36 @@ def test_tokens_without_their_padding(width: int, by_channel: bool) -> None:
         assert_agrees(_only(batch, i), (add, norm), real, channels=by_channel)
     nothing = batch.sample(3).describe((norm,), channels=False)[0]["before"]
     assert (nothing["count"], nothing["nonfinite"], nothing["mean"]) == (0, 0, None)
+
+
+@pytest.mark.parametrize(
+    ("shape", "channel_axis", "mask_axis"),
+    [
+        ((3, 9, 2, 8), 3, 1),  # heads of tokens
+        ((3, 2, 9, 8), 3, 2),  # tokens of heads
+        ((3, 8, 9), 1, 2),  # a convolution over tokens
+        ((3, 8, 9, 4), 1, 2),
+    ],
+)
+def test_tokens_along_any_axis(shape: tuple[int, ...], channel_axis: int, mask_axis: int) -> None:
+    """Padding is left out of a norm and of an add wherever the tokens lie: the mask is (batch, length) all the same."""
+    sides = {"identity": "x", "residual": "f", "sum": "sum"}
+    add = layer("add", "residual_add", sides, channel_axis, "mask", mask_axis)
+    norm = layer("norm", "layer_norm", {"before": "sum", "after": "after"}, channel_axis, "mask", mask_axis)
+    x, mask = normal(*shape), np.ones((3, 9), np.int64)
+    mask[0, 4:], mask[1, 0] = 0, 0
+    np.moveaxis(x, mask_axis, 1)[0, 5] = np.nan
+    nodes = [
+        helper.make_node("Mul", ["x", "weight"], ["f"]),
+        helper.make_node("Add", ["x", "f"], ["sum"]),
+        helper.make_node("Neg", ["sum"], ["after"]),
+        helper.make_node("Relu", ["after"], ["logits"]),
+    ]
+    feed = {"x": x, "mask": mask}
+    batch, tensors = run(model_of(nodes, feed, {"weight": normal(*shape[1:], seed=1)}), (add, norm), feed)
+    for i in range(3):
+        real = {name: tensor[i : i + 1].compress(mask[i], mask_axis) for name, tensor in tensors.items()}
+        assert_agrees(_only(batch, i), (add, norm), real)
 
 
 def _only(batch: BatchStatistics, i: int) -> BatchStatistics:
