@@ -176,8 +176,9 @@ def encode_texts(
                 InvalidInputError("the text is empty or blank", value=text, limit="at least one word", remedy="send a sentence")
             )
         else:
-            cut = len(encoding.ids) > max_length or len(head) < len(text)
-            encoded.append((np.asarray(encoding.ids[:max_length], dtype=np.int64), cut))
+            ids = encoding.ids
+            cut = len(ids) > max_length or len(head) < len(text)
+            encoded.append((np.array(ids[:max_length], dtype=np.int64), cut))
     return encoded
 
 

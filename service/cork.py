@@ -6,6 +6,8 @@ together are a tenth of a small request.
 
 import asyncio
 
+_LARGE_BYTES = 1 << 16  # copying so much to save a packet would cost more
+
 
 class Cork:
     """Stands before a transport: keeps what is written to it until more comes, or the event loop comes round.
@@ -20,6 +22,8 @@ class Cork:
 
     def write(self, data: bytes) -> None:
         """Keeps the first piece for a moment; writes all others at once."""
+        if len(data) > _LARGE_BYTES:
+            self.flush()
         if self._head is not None:
             data, self._head = self._head + data, None
         elif not self._has_written:

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("normscope")
 _ACCEPTS_PER_TURN = 16
+# A thread that wants the interpreter lets the one that has it go on for so long. With the usual 5 ms the event loop waits that long
+# behind every thread that decodes, tokenizes or describes, and runs that have ended wait behind the event loop.
+_SWITCH_INTERVAL_S = 0.0005
 _GC_THRESHOLD = 10_000  # a request makes hundreds of objects and hardly a cycle: by default an eighth of its time went to looking
 
 
@@ -141,6 +144,12 @@ def _grpc_server(state: State, version: str, port: int) -> "Callable[[], GrpcSer
     return partial(GrpcServer, state, version, port)
 
 
+def tune_interpreter() -> None:
+    """Sets for the whole process how the interpreter shares itself among threads and looks for garbage."""
+    gc.set_threshold(_GC_THRESHOLD)
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+
+
 def serve() -> None:
     """Runs until a signal; a setting or an artifact that cannot be used ends the process with a message and status 1."""
     try:
@@ -156,5 +165,5 @@ def serve() -> None:
         server = Server(app)
     except ImportError as error:
         sys.exit(f"cannot serve gRPC: {error.name} is not installed; pip install normscope[grpc], or unset NORMSCOPE_GRPC_PORT")
-    gc.set_threshold(_GC_THRESHOLD)
+    tune_interpreter()
     server.run()

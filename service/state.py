@@ -1,9 +1,10 @@
 """What lives as long as the app and is handed to every route."""
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeVar
 
-from anyio import CapacityLimiter
+from anyio import CapacityLimiter, to_thread
 from fastapi import Request
 
 from service.drift import DriftMonitor
@@ -18,6 +19,9 @@ from service.tracing import Tracing
 
 if TYPE_CHECKING:
     from service.api.refusal import EarlyRefusal
+
+
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -37,12 +41,21 @@ class State:
     tracing: Tracing | None
     refuse: "EarlyRefusal"
     reading: CapacityLimiter
+    _encoding: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))
 
     @classmethod
     def of(cls, request: Request) -> "State":
         state = request.app.state.normscope
         assert isinstance(state, cls)  # set by create_app
         return state
+
+    async def encode(self, work: Callable[[], _Result]) -> _Result:
+        """Makes a large answer, one after the other on a thread.
+
+        Every number becomes an object on the way, which keeps the interpreter busy: several at once take as long as one after the
+        other, and the event loop would wait its turn behind all of them.
+        """
+        return await to_thread.run_sync(work, limiter=self._encoding)
 
     def observe_inference(self, model: str, timing: Timing) -> None:
         """Reports a prediction that has just been made."""

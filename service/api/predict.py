@@ -9,7 +9,7 @@ import orjson
 from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from models.artifact import Layer
+from models.artifact import Layer, Manifest
 from models.statistics.anomaly import AnomalyScorer
 from models.statistics.distribution import VALUES
 from service.api.anomaly import describe_anomalies, scorer_of
@@ -20,6 +20,7 @@ from service.api.query import PredictQuery, documented_query, read_query
 from service.api.schemas import JsonInputs, PredictAnswer, PredictLevel
 from service.engine.calls import Outcome
 from service.engine.interior import Stages
+from service.engine.model import Timing
 from service.errors import InvalidRequestError, TooManyValuesError
 from service.state import State
 
@@ -27,6 +28,8 @@ _STATISTICS = 9  # of one side, see SideStatistics
 _CHANNEL_STATISTICS = 8  # all but count
 _PAIR_STATISTICS = 2  # residual_ratio and cosine of an add
 _MOST_IN_FULL = 16  # layers with histograms: each costs as much time as the rest of a small request
+
+_LONG = ("channels", "histogram")  # whose answers hold up to a million numbers
 
 _BODY = {
     "requestBody": {
@@ -80,15 +83,28 @@ async def predict(request: Request, model: str) -> Response:
             timeout_s=timeout_s - stages_s,
         )
     state.observe_inference(manifest.name, timing)
-    describe = partial(_describe_all, manifest.labels, query, chosen, outcomes, stages, scorer)
-    # up to a million numbers, and scores: not on the event loop
+    answer = partial(_answer, manifest, query, chosen, outcomes, timing, stages, stages_s, scorer)
+    if query.statistics in _LONG:
+        return await state.encode(answer)
     quick = query.statistics == "none" and scorer is None
-    predictions = describe() if quick else await run_in_threadpool(describe)
+    return answer() if quick else await run_in_threadpool(answer)
+
+
+def _answer(
+    manifest: Manifest,
+    query: PredictQuery,
+    layers: list[Layer],
+    outcomes: Sequence[Outcome],
+    timing: Timing,
+    stages: Sequence[Stages] | None,
+    stages_s: float,
+    scorer: AnomalyScorer | None,
+) -> Response:
     return json_answer(
         {
             "model": manifest.name,
             "version": manifest.version,
-            "predictions": predictions,
+            "predictions": _describe_all(manifest.labels, query, layers, outcomes, stages, scorer),
             "timing": {
                 "preprocess_ms": round(timing.input_ns / 1e6, 3),
                 "queue_ms": round(timing.queue_ns / 1e6, 3),

@@ -8,7 +8,6 @@ from typing import Any
 import orjson
 from fastapi import APIRouter, Request, Response
 from pydantic import TypeAdapter, ValidationError
-from starlette.concurrency import run_in_threadpool
 
 from models.artifact import Layer
 from service.api.answers import documented_errors, json_answer
@@ -63,7 +62,7 @@ async def what_if(request: Request, model: str) -> Response:
         timeout_s = query.timeout_s(state.settings.request_timeout_s) - (time.perf_counter() - start)
         comparisons = await served.interior.what_if(inputs, changes, chosen, timeout_s)
     describe = partial(_describe, manifest.labels, query.top_k)
-    predictions = await run_in_threadpool(
+    predictions = await state.encode(
         lambda: [
             {"truncated": each.original.outcome.truncated, "original": describe(each.original), "changed": describe(each.changed)}
             for each in comparisons

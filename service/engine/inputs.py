@@ -3,7 +3,7 @@
 A row has no batch axis, unless the model has none: then it is a whole request, and the only row of its feed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -36,6 +36,14 @@ Item = bytes | str | TensorInput
 """An encoded image, a text, or a row that is ready."""
 
 
+_OF_TOKENS: dict[str, Callable[[NDArray[np.int64]], NDArray[Any]]] = {
+    "input_ids": lambda ids: ids,
+    "token_type_ids": np.zeros_like,
+    "position_ids": lambda ids: np.arange(len(ids)),
+}
+"""What a text model may ask for beside its mask, from the ids of a text."""
+
+
 class InputReader:
     """Turns items into rows, and rows into the feed of one run; safe to use from several threads."""
 
@@ -49,6 +57,8 @@ class InputReader:
         seen = all(layer.mask or _is_fixed(layer) for layer in manifest.layers)
         self.pads = of_text and manifest.mask_input is not None and manifest.batched and known and seen
         """Rows of different length can share a run: padding is masked in every layer, and no output has the length of its input."""
+        made = _OF_TOKENS | {str(manifest.mask_input): np.ones_like}
+        self._makers = [(made[spec.name], _numpy_type(spec)) for spec in manifest.inputs] if of_text else []
         self._tokenizer = (
             self._preprocessing.load_tokenizer(artifact.folder) if isinstance(self._preprocessing, TextPreprocessing) else None
         )
@@ -84,9 +94,7 @@ class InputReader:
         ]
 
     def _text(self, ids: NDArray[np.int64], truncated: bool) -> TensorInput:
-        made = {"input_ids": ids, "token_type_ids": np.zeros_like(ids), "position_ids": np.arange(len(ids))}
-        made[self._manifest.mask_input or ""] = np.ones_like(ids)
-        return self._row(tuple(made[spec.name].astype(_numpy_type(spec), copy=False) for spec in self._manifest.inputs), truncated)
+        return self._row(tuple(make(ids).astype(dtype, copy=False) for make, dtype in self._makers), truncated)
 
     def _row(self, arrays: tuple[NDArray[Any], ...], truncated: bool = False) -> TensorInput:
         return TensorInput(arrays if self._manifest.batched else tuple(array[None] for array in arrays), truncated)

@@ -50,7 +50,7 @@ async def infer(state: State, request: InferenceRequest, size: int, time_left_s:
         parameters = {"truncated_texts": cut} if cut else {}
         return make_inference(manifest.name, manifest.version, request.id, parameters, make_outputs(chosen, outcomes, interface))
 
-    return await asyncio.to_thread(encode) if takes_long(chosen, outcomes, interface) else encode()
+    return await state.encode(encode) if takes_long(chosen, outcomes, interface) else encode()
 
 
 def _understand(

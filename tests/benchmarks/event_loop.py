@@ -29,7 +29,7 @@ from PIL import Image
 
 from service.app import create_app
 from service.engine.threads import available_cpus
-from service.server import Server
+from service.server import Server, tune_interpreter
 from service.settings import Settings
 from tests.benchmarks.peers import inputs
 from tests.benchmarks.peers.wrk import Generator, HttpRequest, check_installed, finish
@@ -64,6 +64,7 @@ def beating() -> Iterator[tuple[BeatingServer, str]]:
     """A ready server of the shipped models in a thread of this process, and its URL."""
     listener = socket.create_server(("127.0.0.1", 0))
     server = BeatingServer(create_app(Settings()))
+    tune_interpreter()
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:

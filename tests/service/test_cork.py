@@ -13,7 +13,7 @@ class Told(asyncio.Transport):
         self.said: list[bytes | str] = []
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        self.said.append(bytes(data))
+        self.said.append(data if isinstance(data, bytes) else bytes(data))
 
     def close(self) -> None:
         self.said.append("closed")
@@ -30,6 +30,21 @@ def test_head_and_body_are_one_packet() -> None:
         assert told.said == [b"headbody", b"more"]
         await asyncio.sleep(0)
         assert told.said == [b"headbody", b"more"]
+
+    asyncio.run(main())
+
+
+def test_a_large_body_is_not_copied_behind_its_head() -> None:
+    """Head and body are two packets then, in their order, and the body is the very object."""
+
+    async def main() -> None:
+        told = Told()
+        cork = Cork(told, asyncio.get_running_loop())
+        body = bytes(1 << 20)
+        cork.write(b"head")
+        cork.write(body)
+        assert told.said == [b"head", body]
+        assert told.said[1] is body
 
     asyncio.run(main())
 

@@ -59,7 +59,7 @@ async def _infer(request: Request, model: str, version: str | None) -> Response:
         head = _head(interface, wanted.id, outcomes)
         return encode_answer(head, chosen, make_outputs(chosen, outcomes, interface))
 
-    content, json_length = await run_in_threadpool(encode) if takes_long(chosen, outcomes, interface) else encode()
+    content, json_length = await state.encode(encode) if takes_long(chosen, outcomes, interface) else encode()
     if len(content) < _WORTH_COMPRESSING_BYTES:
         return answer(content, json_length, None)
     encoding = body.choose_encoding(request.headers.get("accept-encoding", ""))
