@@ -1,7 +1,5 @@
 """ModelInfer: a request in, the reply with the outputs that it asks for out; the steps are those of the route under /v2."""
 
-import asyncio
-
 from anyio.to_thread import run_sync
 from google.protobuf.message import Message
 

@@ -4,7 +4,6 @@ from typing import Any
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Request, Response
-from starlette.concurrency import run_in_threadpool
 
 from service.api.oip import body
 from service.api.oip.documentation import ModelName, VersionName, documented_inference
