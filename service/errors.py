@@ -29,10 +29,6 @@ class UnknownLayerError(ServiceError):
     """No layer of the model matches the pattern."""
 
 
-class UnknownReferenceError(ServiceError):
-    """The model has no reference to compare with."""
-
-
 class NotAcceptableError(ServiceError):
     """No media type that the client accepts is offered."""
 
@@ -118,7 +114,6 @@ STATUSES: Mapping[type[Exception], int] = {
     ForbiddenError: 403,
     UnknownModelError: 404,
     UnknownLayerError: 404,
-    UnknownReferenceError: 404,
     NotAcceptableError: 406,
     SlowRequestError: 408,
     NoReferenceError: 409,

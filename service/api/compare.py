@@ -17,7 +17,7 @@ from service.api.timerange import MOMENT_HELP, iso, parse_range
 from service.api.traffic import Choice
 from service.api.traffic_schemas import ComparisonAnswer
 from service.engine.model import ServedModel
-from service.errors import InvalidRequestError, UnknownReferenceError
+from service.errors import InvalidRequestError, NoReferenceError
 from service.state import State
 from service.statistics.comparison import Comparison, compare
 from service.statistics.history import Period
@@ -44,7 +44,7 @@ class CompareQuery(BaseModel):
     version: str | None = Field(default=None, description="of the model; the newest where it is not given")
 
 
-@router.get("/{model}/statistics/compare", response_model=ComparisonAnswer, responses=documented_errors(404, 422, 503))
+@router.get("/{model}/statistics/compare", response_model=ComparisonAnswer, responses=documented_errors(404, 409, 422, 503))
 def compare_statistics(request: Request, model: str, query: Annotated[CompareQuery, Query()]) -> Response:
     """How the values of single requests differ between two stretches of time: one entry for each layer, side and statistic."""
     state = State.of(request)
@@ -89,7 +89,7 @@ class _Compared:
     @classmethod
     def of_reference(cls, served: ServedModel, quantities: list[int]) -> Self:
         if served.reference is None or served.reference_sketches is None:
-            raise UnknownReferenceError(
+            raise NoReferenceError(
                 f"{served.manifest.name} has no reference",
                 value=_REFERENCE,
                 limit=_WINDOW_HELP,

@@ -10,7 +10,7 @@ from models.statistics.layers import SideLayout
 from service.api.answers import documented_errors, json_answer
 from service.api.timerange import iso
 from service.drift import Change
-from service.errors import UnknownReferenceError
+from service.errors import NoReferenceError
 from service.state import State as AppState
 from service.statistics.drift import MAX_VERDICTS, Affected, DriftStatus, Verdict, affected_layers, by_significance
 from service.webhook import Alert
@@ -124,13 +124,13 @@ class DriftAnswer(BaseModel):
     history: list[DriftWindow] = Field(description="the newest last")
 
 
-@router.get("/{model}/drift", response_model=DriftAnswer, responses=documented_errors(404, 422, 503))
+@router.get("/{model}/drift", response_model=DriftAnswer, responses=documented_errors(404, 409, 422, 503))
 def drift(request: Request, model: str, query: Annotated[DriftQuery, Query()]) -> Response:
     """Whether windows of traffic differ from the reference by more than chance, since when, and in which layers."""
     state = AppState.of(request)
     served = state.repository.get(model, query.version)
     if served.ranks is None:
-        raise UnknownReferenceError(
+        raise NoReferenceError(
             f"{served.manifest.name} has no reference",
             value=served.manifest.name,
             limit="models with a reference",

@@ -1,4 +1,4 @@
-"""/livez, /readyz and /metrics: for orchestrators and Prometheus."""
+"""/livez, /readyz and /metrics: for orchestrators and Prometheus. Some load balancers ask for health by HEAD."""
 
 from fastapi import APIRouter, Request, Response
 
@@ -9,12 +9,14 @@ from service.state import State
 router = APIRouter(tags=["operation"])
 
 
+@router.head("/livez", include_in_schema=False)
 @router.get("/livez", response_model=Health)
 async def live() -> Response:
     """200 while the process answers."""
     return json_answer({"status": "live", "reason": None})
 
 
+@router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", response_model=Health, responses={503: {"model": Health}})
 async def ready(request: Request) -> Response:
     """200 once every model is loaded and has run; 503 before, if one cannot be loaded, and from the moment of a signal to stop."""

@@ -79,7 +79,7 @@ def test_an_empty_window_has_no_effect(busy: httpx.Client) -> None:
 @pytest.mark.parametrize(
     ("params", "status", "says"),
     [
-        ({"a": "-1h..now", "b": "reference"}, 404, "has no reference"),
+        ({"a": "-1h..now", "b": "reference"}, 409, "has no reference"),
         ({"a": "-1h", "b": "-2h..-1h"}, 422, "a: '-1h' is no stretch of time"),
         ({"a": "-1h..now", "b": "-1h..-2h"}, 422, "b: -1h is not before -2h"),
         ({"a": "-1h..now", "b": "nonsense"}, 422, "write -2h..-1h, or reference"),

@@ -96,7 +96,7 @@ def test_history_is_limited(drifted: tuple[httpx.Client, dict[str, object]]) -> 
 def test_a_model_without_reference_says_how_to_make_one(drifted: tuple[httpx.Client, dict[str, object]]) -> None:
     """As a comparison with it does."""
     answer = drifted[0].get("/v1/models/vision/drift")
-    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "unknown_reference")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (409, "no_reference")
     assert "models reference" in answer.json()["error"]["remedy"]
     assert drifted[0].get("/v1/models/nobody/drift").status_code == 404
 

@@ -74,8 +74,10 @@ def test_settings_do_not_show_keys() -> None:
 
 @pytest.mark.parametrize("path", _OPEN)
 def test_health_needs_no_key(closed: httpx.Client, path: str) -> None:
-    """Orchestrators ask for health without a key."""
+    """Orchestrators ask for health without a key, load balancers often by HEAD."""
     assert closed.get(path).status_code == 200
+    head = closed.head(path)
+    assert (head.status_code, head.content) == (200, b"")
 
 
 @pytest.mark.parametrize("path", _CLOSED)
