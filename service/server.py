@@ -19,6 +19,7 @@ from pydantic_settings import CliApp, SettingsError
 
 from models.artifact import ArtifactError
 from service.app import create_app
+from service.engine.memory import give_back_large_arrays
 from service.logs import configure_logging
 from service.protocol import BoundedProtocol, ConnectionLimits, ConnectionsState
 from service.settings import Settings, explain
@@ -157,6 +158,7 @@ def serve() -> None:
     except (ValidationError, SettingsError) as error:
         sys.exit(f"invalid settings: {explain(error) if isinstance(error, ValidationError) else error}")
     configure_logging(settings.log_level, settings.log_format)
+    give_back_large_arrays()
     try:
         app = create_app(settings)
     except (ArtifactError, DatabaseUrlError) as error:

@@ -1,6 +1,7 @@
 """Takes the large weights out of a graph: what is left is small enough to be rewritten and serialized in a moment, at any size.
 
-The weights go back to ONNX Runtime as external initializers of the session (`SessionOptions.add_external_initializers`).
+The weights go back to ONNX Runtime as initializers of the session: `SessionOptions.add_external_initializers` copies them,
+`add_initializer` lets several sessions read them in place.
 """
 
 import math

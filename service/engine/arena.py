@@ -14,9 +14,11 @@ _SAME_AS_REQUESTED = 1  # the other way to grow is to the next power of two
 def share_arena(options: onnxruntime.SessionOptions) -> None:
     """Lets the session of these options take its activations from the arena of the process, and its weights from elsewhere.
 
-    Weights in an arena would stay there when a model is unloaded.
+    Weights in an arena would stay there when a model is unloaded. A memory pattern would take all activations of a run as one
+    piece, of another size for each shape, so that two runs at once hardly share what lies free.
     """
     _register_arena()
+    options.enable_mem_pattern = False
     options.add_session_config_entry("session.use_env_allocators", "1")
     options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
 

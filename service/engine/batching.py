@@ -109,29 +109,32 @@ class Batcher:
             thread.join()
 
     def _work(self) -> None:
-        while True:
-            with self._turn:
-                try:
-                    self._take_arrivals()
-                    if not self._waiting:
-                        if self._closed:
-                            return
-                        continue
-                    batch, alone = self._next_batch()
-                except Exception as error:
-                    jobs = [*self._arrived, *self._waiting]
-                    self._arrived, self._waiting = [], []
-                    _give_up(jobs, error)
-                    continue
-                with self._count:
-                    self._running += 1
+        while self._take_turn():
+            pass  # nothing of a batch outlives its turn: its statistics may be large, and the next may be long in coming
+
+    def _take_turn(self) -> bool:
+        """Waits for a batch and runs it; false once all is done."""
+        with self._turn:
             try:
-                self._run_batch(batch, alone=alone)
-            except Exception as error:  # not of the run itself
-                _give_up(batch, error)
-            finally:
-                with self._count:
-                    self._running -= 1
+                self._take_arrivals()
+                if not self._waiting:
+                    return not self._closed
+                batch, alone = self._next_batch()
+            except Exception as error:
+                jobs = [*self._arrived, *self._waiting]
+                self._arrived, self._waiting = [], []
+                _give_up(jobs, error)
+                return True
+            with self._count:
+                self._running += 1
+        try:
+            self._run_batch(batch, alone=alone)
+        except Exception as error:  # not of the run itself
+            _give_up(batch, error)
+        finally:
+            with self._count:
+                self._running -= 1
+        return True
 
     def _take_arrivals(self) -> None:
         """Blocks until there is something to run; then takes all that has come, and waits for more as long as is allowed."""

@@ -3,6 +3,19 @@
 import ctypes
 import gc
 
+_M_MMAP_THRESHOLD = -3
+_LARGE_BYTES = 1 << 20
+
+
+def give_back_large_arrays() -> None:
+    """From now on large arrays go back to the system once they are freed.
+
+    By default glibc raises the size from which it does so to that of the largest that was freed, up to 32 MiB, and keeps what is
+    smaller in a heap of each thread.
+    """
+    if hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
+
 
 def give_back_memory() -> None:
     """Frees what only cycles hold, and lets glibc, which keeps freed memory otherwise, return it."""

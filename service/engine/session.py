@@ -51,7 +51,7 @@ class Session:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3
         share_arena(options)
-        self._session = graph.load(options)
+        self._session, self._shared = graph.load(options), graph.shared
         self._taps = graph.taps
         self._count = len(graph.outputs)
         self._outputs = [*graph.outputs, *(graph.widened.get(tap, tap) for tap in graph.taps)]
