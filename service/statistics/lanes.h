@@ -8,6 +8,7 @@
 #define NORMSCOPE_LANES_H
 
 #include <math.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #define LANES 8
@@ -25,12 +26,21 @@ typedef struct {
     int32_t zeros[LANES]; /* of y */
 } Pair;
 
+/* Of up to eight groups of one size; a field of all of them lies in one piece. */
+typedef struct {
+    double mean[LANES], m2[LANES], minimum[LANES], maximum[LANES], zeros[LANES], nonfinite[LANES];
+} Groups;
+
+#define LISTED 6 /* fields of a channel: those of Groups, with the standard deviation for m2, as float */
+
 /* Step i takes x[i * stride] to x[i * stride + 7]. */
 typedef struct {
     void (*take)(Lanes *, const float *x, int64_t steps, int64_t stride);
     void (*count_zeros)(Pair *, const float *x, int64_t steps, int64_t stride);
     /* sums: (steps, 8) */
     void (*add)(Pair *, const float *x, const float *identity, int64_t steps, int64_t stride, float *sums);
+    /* out: (6, columns), its first element that of the first of eight groups */
+    void (*list)(const Groups *, double count, int64_t columns, float *out);
 } Kernels;
 
 static void take_one(Lanes *lanes, int l, float a) {
@@ -64,7 +74,23 @@ static void add_plain(Pair *pair, const float *x, const float *identity, int64_t
         for (int l = 0; l < LANES; l++) sums[i * LANES + l] = add_one(pair, l, x[i * stride + l], identity[i * stride + l]);
 }
 
-static const Kernels PLAIN = {take_plain, count_zeros_plain, add_plain};
+static void list_some(const Groups *groups, int number, double count, int64_t columns, float *out) {
+    const double part = count > 0 ? 1 / count : 0;
+    for (int l = 0; l < number; l++) {
+        out[l] = (float)groups->mean[l];
+        out[l + columns] = (float)sqrt(groups->m2[l] * part);
+        out[l + columns * 2] = (float)groups->minimum[l];
+        out[l + columns * 3] = (float)groups->maximum[l];
+        out[l + columns * 4] = (float)groups->zeros[l];
+        out[l + columns * 5] = (float)groups->nonfinite[l];
+    }
+}
+
+static void list_plain(const Groups *groups, double count, int64_t columns, float *out) {
+    list_some(groups, LANES, count, columns, out);
+}
+
+static const Kernels PLAIN = {take_plain, count_zeros_plain, add_plain, list_plain};
 
 /* The same in vector instructions, by hand: the compiler's own attempt at the loops above takes five times as long. */
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -128,7 +154,22 @@ AVX2 static void add_avx2(Pair *pair, const float *x, const float *identity, int
     _mm256_storeu_si256((__m256i *)pair->zeros, zeros);
 }
 
-static const Kernels WITH_AVX2 = {take_avx2, count_zeros_avx2, add_avx2};
+AVX2 static void store_avx2(float *out, __m256d lower, __m256d upper) {
+    _mm_storeu_ps(out, _mm256_cvtpd_ps(lower));
+    _mm_storeu_ps(out + 4, _mm256_cvtpd_ps(upper));
+}
+
+AVX2 static void list_avx2(const Groups *groups, double count, int64_t columns, float *out) {
+    const __m256d part = _mm256_set1_pd(count > 0 ? 1 / count : 0);
+    const double *fields[LISTED] = {groups->mean, NULL, groups->minimum, groups->maximum, groups->zeros, groups->nonfinite};
+    const __m256d var0 = _mm256_mul_pd(_mm256_loadu_pd(groups->m2), part);
+    const __m256d var1 = _mm256_mul_pd(_mm256_loadu_pd(groups->m2 + 4), part);
+    store_avx2(out + columns, _mm256_sqrt_pd(var0), _mm256_sqrt_pd(var1));
+    for (int i = 0; i < LISTED; i++)
+        if (fields[i]) store_avx2(out + i * columns, _mm256_loadu_pd(fields[i]), _mm256_loadu_pd(fields[i] + 4));
+}
+
+static const Kernels WITH_AVX2 = {take_avx2, count_zeros_avx2, add_avx2, list_avx2};
 
 static const Kernels *best_kernels(void) {
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? &WITH_AVX2 : &PLAIN;

@@ -15,7 +15,7 @@ from pathlib import Path
 
 _SOURCE = Path(__file__).with_name("observe.c")
 _LIBRARY = _SOURCE.with_suffix(".so")
-_FLAGS = ("-O3", "-std=c11", "-shared", "-fPIC", "-ffp-contract=off")
+_FLAGS = ("-O3", "-std=c11", "-shared", "-fPIC", "-ffp-contract=off", "-fno-math-errno")
 _log = logging.getLogger("normscope")
 
 
