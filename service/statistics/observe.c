@@ -29,18 +29,22 @@
 #define INLINED static inline
 #endif
 
+#if defined(__GNUC__)
+#define FETCH(place) __builtin_prefetch(place)
+#else
+#define FETCH(place) (void)(place)
+#endif
+
 #define MOST_ROWS 4
 #define MOST_AXES 8
 #define FIELDS 7 /* of a row */
 #define PIECE 64           /* steps: a piece of both inputs and their sum stays in the first cache */
+#define LINE 16            /* floats of a line of the cache */
+#define MOST_FETCHED 4096  /* elements: half of the first cache, for two tensors */
 #define MOST_TASKS 16      /* of one run, shared by the threads */
-#define ELEMENTS_ALONE 16384 /* less is not worth waking another thread */
+#define ELEMENTS_ALONE (1 << 17) /* of all rows: less takes less time than waking another thread */
 
 enum { CHANNELS_FIRST = 0, CHANNELS_LAST = 1, BLOCKED = 2 }; /* (N, C, ...), (N, ..., C), (N, C / block, ..., block) */
-
-typedef struct {
-    double count, mean, m2, minimum, maximum, zeros, nonfinite;
-} Moments;
 
 typedef struct {
     OrtTable ort;
@@ -79,16 +83,6 @@ typedef void (*Visit)(Unit *, int64_t offset, int64_t steps, int64_t stride, int
 
 static const Kernels *kernels;
 
-INLINED void begin(Lanes *lanes, const float *origins) {
-    for (int l = 0; l < LANES; l++) {
-        lanes->origin[l] = origins[l] - origins[l] == 0 ? origins[l] : 0; /* finite, in a form that the compiler takes eight at once */
-        lanes->sum[l] = lanes->squares[l] = 0;
-        lanes->zeros[l] = 0;
-        lanes->low[l] = INFINITY;
-        lanes->high[l] = -INFINITY;
-    }
-}
-
 /* Where columns are one group they share an origin. */
 INLINED void read_origins(const Run *run, const float *data, int lanes, float *origins) {
     if (run->by_lane && lanes == LANES)
@@ -101,12 +95,12 @@ INLINED void begin_unit(Unit *unit, int64_t offset, int lanes) {
     const Run *run = unit->run;
     float x[LANES], identity[LANES], sum[LANES];
     read_origins(run, run->x + offset, lanes, x);
-    begin(&unit->x, x);
+    kernels->begin(&unit->x, x);
     if (!run->identity) return;
     read_origins(run, run->identity + offset, lanes, identity);
-    for (int l = 0; l < LANES; l++) sum[l] = fmaf(unit->pair.scale[l], x[l], unit->pair.shift[l]) + identity[l];
-    begin(&unit->identity, identity);
-    begin(&unit->sum, sum);
+    kernels->begin(&unit->identity, identity);
+    for (int l = 0; l < LANES; l++) sum[l] = unit->pair.scale[l] * x[l] + unit->pair.shift[l] + identity[l];
+    kernels->begin(&unit->sum, sum);
 }
 
 INLINED void take_columns(Unit *unit, const float *x, const float *identity, int64_t steps, int64_t stride, int lanes) {
@@ -191,19 +185,6 @@ INLINED void walk(Unit *unit, int64_t number, Visit each) {
     }
 }
 
-INLINED void moments_of_lanes(const Lanes *lanes, double count, Groups *groups) {
-    const double part = 1 / count;
-    for (int l = 0; l < LANES; l++) {
-        const double mean = lanes->sum[l] * part, m2 = lanes->squares[l] - mean * lanes->sum[l];
-        groups->mean[l] = lanes->origin[l] + mean;
-        groups->m2[l] = m2 > 0 ? m2 : 0;
-        groups->minimum[l] = lanes->low[l];
-        groups->maximum[l] = lanes->high[l];
-        groups->zeros[l] = lanes->zeros[l];
-        groups->nonfinite[l] = 0;
-    }
-}
-
 /* Of y = scale * x + shift. */
 INLINED void map_moments(const Groups *of, const Pair *pair, Groups *groups) {
     for (int l = 0; l < LANES; l++) {
@@ -236,45 +217,11 @@ INLINED void fold_unit(Unit *unit) {
     for (int l = 1; l < LANES; l++) unit->pair.zeros[0] += unit->pair.zeros[l];
 }
 
-INLINED int all_finite(const Groups *rows, int count, int number) {
-    double all[LANES] = {0}, total = 0; /* times anything finite */
-    for (int i = 0; i < count; i++)
-        for (int l = 0; l < number; l++) all[l] += 0 * rows[i].mean[l] + 0 * rows[i].minimum[l] + 0 * rows[i].maximum[l];
-    for (int l = 0; l < LANES; l++) total += all[l];
-    return total == 0;
-}
-
-/* In pairs, so that no addition waits for all others. */
-INLINED double sum_of(const double *a, int number) {
-    double all = 0;
-    if (number == LANES) return ((a[0] + a[4]) + (a[1] + a[5])) + ((a[2] + a[6]) + (a[3] + a[7]));
-    for (int l = 0; l < number; l++) all += a[l];
-    return all;
-}
-
-INLINED double least_of(const double *a, int number) {
-    double least[LANES];
-    for (int l = 0; l < LANES; l++) least[l] = l < number ? a[l] : INFINITY;
-    for (int half = LANES / 2; half; half /= 2)
-        for (int l = 0; l < half; l++) least[l] = least[l + half] < least[l] ? least[l + half] : least[l];
-    return least[0];
-}
-
-/* All groups of a unit are of one size. */
-INLINED Moments pool(const Groups *groups, int number, double count) {
-    Moments all = {.count = count * number, .mean = sum_of(groups->mean, number) / number};
-    double spread[LANES], negative[LANES];
-    for (int l = 0; l < LANES; l++) {
-        const double between = groups->mean[l] - all.mean;
-        spread[l] = groups->m2[l] + count * between * between;
-        negative[l] = -groups->maximum[l];
-    }
-    all.m2 = sum_of(spread, number);
-    all.minimum = least_of(groups->minimum, number);
-    all.maximum = -least_of(negative, number);
-    all.zeros = sum_of(groups->zeros, number);
-    all.nonfinite = sum_of(groups->nonfinite, number);
-    return all;
+INLINED void pool(const Groups *groups, int number, double count, Moments *all) {
+    if (number == LANES)
+        kernels->pool(groups, count, all);
+    else
+        pool_some(groups, number, count, all);
 }
 
 INLINED void blank_groups(Groups *groups) {
@@ -290,25 +237,36 @@ INLINED void finish(Unit *unit, int64_t number, int64_t first, int groups) {
     const Run *run = unit->run;
     const double count = (double)unit->count;
     Groups rows[MOST_ROWS];
+    Moments *all = run->moments + number * run->rows;
     if (unit->count) {
+        double finite = 0;
         int row = 0;
-        moments_of_lanes(&unit->x, count, &rows[row++]);
+        kernels->group(&unit->x, count, &rows[row++]);
         if (run->scale) map_moments(&rows[0], &unit->pair, &rows[row++]);
-        if (run->identity) moments_of_lanes(&unit->identity, count, &rows[row++]);
-        if (run->kernel->sum) moments_of_lanes(&unit->sum, count, &rows[row++]);
-        if (!all_finite(rows, run->rows, groups)) {
+        if (run->identity) kernels->group(&unit->identity, count, &rows[row++]);
+        if (run->kernel->sum) kernels->group(&unit->sum, count, &rows[row++]);
+        for (int i = 0; i < run->rows; i++) {
+            pool(&rows[i], groups, count, &all[i]);
+            finite += 0 * all[i].mean + 0 * all[i].minimum + 0 * all[i].maximum; /* 0 times anything finite */
+        }
+        if (finite != 0) {
             memset(unit->nonfinite, 0, sizeof unit->nonfinite);
             walk(unit, number, count_nonfinite);
             for (int i = 0; i < run->rows; i++)
                 for (int l = 0; l < LANES; l++) rows[i].nonfinite[run->by_lane ? l : 0] += unit->nonfinite[i][l];
-            for (int i = 0; i < run->rows; i++) blank_groups(&rows[i]);
+            for (int i = 0; i < run->rows; i++) {
+                for (int l = 0; l < groups; l++) all[i].nonfinite += rows[i].nonfinite[l];
+                blank_groups(&rows[i]);
+            }
         }
-        run->dots[number] = sum_of(unit->pair.dot, LANES);
+        for (int l = 0; l < LANES; l++) run->dots[number] += unit->pair.dot[l];
     } else {
-        for (int i = 0; i < run->rows; i++) rows[i] = NOTHING;
+        for (int i = 0; i < run->rows; i++) {
+            rows[i] = NOTHING;
+            pool(&rows[i], groups, 0, &all[i]);
+        }
     }
     for (int i = 0; i < run->rows; i++) {
-        run->moments[number * run->rows + i] = pool(&rows[i], groups, count);
         if (run->listed) {
             const int64_t sample = number / run->units_each, column = i * run->channels + first;
             float *out = run->listed + sample * LISTED * run->columns + column;
@@ -317,6 +275,16 @@ INLINED void finish(Unit *unit, int64_t number, int64_t first, int groups) {
             else
                 list_some(&rows[i], groups, count, run->columns, out);
         }
+    }
+}
+
+/* All tokens of a sample, which its units read in strides that no processor foresees. */
+static void fetch_sample(const Run *run, int64_t sample) {
+    const int64_t elements = run->elements * run->channels;
+    if (elements > MOST_FETCHED) return;
+    for (int64_t i = sample * elements; i < (sample + 1) * elements; i += LINE) {
+        FETCH(run->x + i);
+        if (run->identity) FETCH(run->identity + i);
     }
 }
 
@@ -333,12 +301,10 @@ EVERY_CPU static void run_unit(const Run *run, int64_t number) {
         unit.pair.scale[l] = run->scale ? run->scale[channel] : 1;
         unit.pair.shift[l] = run->scale ? run->shift[channel] : 0;
     }
+    if (run->by_lane && run->kernel->layout == CHANNELS_LAST && part == 0) fetch_sample(run, number / run->units_each);
     walk(&unit, number, visit);
     if (unit.count && !run->by_lane) fold_unit(&unit);
-    if (groups == LANES)
-        finish(&unit, number, first, LANES); /* whose loops the compiler unrolls */
-    else
-        finish(&unit, number, first, groups);
+    finish(&unit, number, first, groups);
 }
 
 static void blank_nonfinite(Moments *of) {
@@ -476,7 +442,7 @@ static OrtStatus *compute(void *state, OrtContext *context) {
     if (!run.moments) return CREATE_STATUS(ort)(INVALID_ARGUMENT, "Observe: out of memory");
     run.dots = (double *)(run.moments + run.units * run.rows);
     OrtStatus *failed = NULL;
-    run.tasks = run.samples * run.padded * run.elements < ELEMENTS_ALONE ? 1 : run.units < MOST_TASKS ? run.units : MOST_TASKS;
+    run.tasks = run.samples * run.padded * run.elements * run.rows < ELEMENTS_ALONE ? 1 : run.units < MOST_TASKS ? run.units : MOST_TASKS;
     if (run.tasks > 1)
         failed = PARALLEL(ort)(context, run_task, (size_t)run.tasks, 0, &run);
     else
