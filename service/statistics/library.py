@@ -32,11 +32,12 @@ def library() -> Path | None:
     return _LIBRARY
 
 
-def build(to: Path = _LIBRARY, *flags: str) -> str:
+def build(to: Path | None = None, *flags: str) -> str:
     """Compiles the library, by default beside its source, and tells what came of it; no compiler, or one that fails, is no error.
 
     `-DNORMSCOPE_PLAIN` among the further flags leaves out what needs a processor with AVX2.
     """
+    to = to or _LIBRARY
     named = os.environ.get("CC", "")
     compiler = next((path for name in (named, "cc", "gcc", "clang") if name and (path := shutil.which(name))), None)
     if compiler is None:
