@@ -27,13 +27,15 @@ from models.instrument.graph import Dimension, Graph
 from models.instrument.shapes import infer_shapes
 
 DOMAIN = "normscope"
-SUMMARY, WANTED = "normscope.summary", "normscope.channels_wanted"
-"""Output float64 (N, sum over observers of 7 * rows + 2); and input bool (1), whether the outputs `channels_output` are filled."""
-FIELDS = 7
-"""Numbers of a row, and of a channel: count, mean, m2, minimum, maximum, zeros, nonfinite.
-
-After the rows of an observer come its dot product and number of channels.
-"""
+SUMMARY = "normscope.summary"
+"""Output float64 (N, sum over observers of 7 * rows + 3)."""
+FIELDS, RELATIONS = 7, 3
+"""Numbers of a row: count, mean, m2, minimum, maximum, zeros, nonfinite; and after the rows of an observer: residual_ratio, cosine,
+and the number of its channels."""
+COLUMNS, LISTED = "normscope.columns", "normscope.listed"
+"""Inputs that are the fields of a `ChannelList`, with no extent where no channels are wanted: int64 (0) and float32 (N, 6, 0)."""
+LISTED_FIELDS = 6
+"""Numbers of a channel: mean, standard deviation, minimum, maximum, zeros, nonfinite."""
 CHANNELS_FIRST, CHANNELS_LAST, BLOCKED = 0, 1, 2
 
 _HALF = {TensorProto.FLOAT16, TensorProto.BFLOAT16}
@@ -68,6 +70,19 @@ class Observer:
 
 
 @dataclass(frozen=True)
+class ChannelList:
+    """What K observers see of each channel, in memory that a run is given and that they fill while it lasts.
+
+    Attributes:
+        columns: int64 (K + 1); observer i fills columns[i] to columns[i + 1], with the channels of its rows one after the other.
+        values: float32 (N, 6, columns[K]), contiguous.
+    """
+
+    columns: NDArray[np.int64]
+    values: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
 class _Affine:
     source: Reduction
     scale: NDArray[np.float32]
@@ -87,11 +102,6 @@ def add_observers(model: onnx.ModelProto, reductions: Sequence[Reduction], pairs
         builder.observe(reduction)
     builder.finish()
     return builder.observers
-
-
-def channels_output(i: int) -> str:
-    """The output float64 (N, rows * 7 * C) of observer i: what it sees of each channel, if that is wanted."""
-    return f"{DOMAIN}.{i}.channels"
 
 
 def place_observers(model: onnx.ModelProto) -> None:
@@ -160,12 +170,11 @@ class _Builder:
         graph = self._model.graph
         if not self.observers:
             return
-        graph.input.append(helper.make_tensor_value_info(WANTED, TensorProto.BOOL, [1]))
+        graph.input.append(helper.make_tensor_value_info(COLUMNS, TensorProto.INT64, [None]))
+        graph.input.append(helper.make_tensor_value_info(LISTED, TensorProto.FLOAT, [None, LISTED_FIELDS, None]))
         parts = [f"{DOMAIN}.{i}.summary" for i in range(len(self.observers))]
         graph.node.append(helper.make_node("Concat", parts, [SUMMARY], name=SUMMARY, axis=1))
         graph.output.append(helper.make_tensor_value_info(SUMMARY, TensorProto.DOUBLE, None))
-        for i in range(len(self.observers)):
-            graph.output.append(helper.make_tensor_value_info(channels_output(i), TensorProto.DOUBLE, None))
         self._model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
         place_observers(self._model)
 
@@ -187,7 +196,8 @@ class _Builder:
             "",
             self._float(identity.tensor) if identity else "",
             self._mask(first.mask),
-            WANTED,
+            COLUMNS,
+            LISTED,
         ]
         if affine:
             for i, (kind, value) in enumerate((("scale", affine.scale), ("shift", affine.shift)), start=1):
@@ -198,9 +208,10 @@ class _Builder:
             "block": 0,
             "channels": 0,
             "sum": int(is_sum),
+            "number": len(self.observers),
         }
-        outputs = [f"{name}.summary", channels_output(len(self.observers))]
-        self._model.graph.node.append(helper.make_node("Observe", inputs, outputs, name=name, domain=DOMAIN, **attributes))
+        node = helper.make_node("Observe", inputs, [f"{name}.summary"], name=name, domain=DOMAIN, **attributes)
+        self._model.graph.node.append(node)
         self.observers.append(Observer(rows, pair))
         self._covered |= set(rows)
 

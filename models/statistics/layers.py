@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.artifact import Layer
-from models.instrument.observers import FIELDS, Observer, Pair, Reduction
+from models.instrument.observers import FIELDS, RELATIONS, ChannelList, Observer, Pair, Reduction
 from models.statistics.moments import Activations, Floats, Moments, channel_moments, sample_dot
 
 _RESIDUAL_ADD = "residual_add"
@@ -77,12 +77,12 @@ class RunOutputs:
     Attributes:
         tensors: name -> activation (N, ...) of every tensor that no observer reduces.
         summary: float64 (N, ...), the numbers of the observers; None without any.
-        channels: of each observer float64 (N, ...), its numbers by channel; empty where they were not asked for.
+        channels: the same by channel; None where they were not asked for.
     """
 
     tensors: Mapping[str, Activations]
     summary: Floats | None = None
-    channels: Sequence[Floats] = ()
+    channels: ChannelList | None = None
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class BatchStatistics:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where an observer's numbers of one reduction are: from `start` in the summary; in row `row` of `rows` in those by channel."""
+    """Where an observer's numbers of one reduction are: from `start` in the summary; by channel, in row `row` of `rows`."""
 
     observer: int
     row: int
@@ -126,26 +126,24 @@ class BatchReducer:
     def __init__(self, layout: SideLayout, observers: Sequence[Observer] = ()) -> None:
         self._layout = layout
         places: dict[Reduction, _Place] = {}
-        dots: dict[Pair, int] = {}
+        related: dict[Pair, int] = {}
         end = 0
         for i, observer in enumerate(observers):
             for row, reduction in enumerate(observer.rows):
                 places.setdefault(reduction, _Place(i, row, len(observer.rows), end))
                 end += FIELDS
             if observer.pair:
-                dots[observer.pair] = end
-            end += 2
+                related[observer.pair] = end
+            end += RELATIONS
         self._places = [places.get(each) for each in layout.reductions]
         self._others = [i for i, place in enumerate(self._places) if place is None]
         nowhere = [0] * FIELDS  # of the summary; overwritten by what numpy finds
         columns = [nowhere if place is None else list(range(place.start, place.start + FIELDS)) for place in self._places]
         self._columns = np.array([columns[i] for i in layout.reduction_of], int).reshape(-1, FIELDS).T
         self._other_rows = [(row, i) for row, i in enumerate(layout.reduction_of) if i in self._others]
-        self._dots = np.array([dots.get(pair, 0) for pair in layout.pairs], int)
-        self._other_pairs = [(i, pair) for i, pair in enumerate(layout.pairs) if pair not in dots]
+        self._related = np.array([related.get(pair, 0) for pair in layout.pairs], int) + np.array([[0], [1]])
+        self._other_pairs = [(i, pair) for i, pair in enumerate(layout.pairs) if pair not in related]
         self._masks = {name for i in self._others if (name := layout.reductions[i].mask)}
-        sides = [layout.row_of[layer.layer, side] for side in ("identity", "residual") for layer in layout.adds]
-        self._sides = np.array(sides, int)
 
     def reduce(self, outputs: RunOutputs, inputs: Mapping[str, NDArray[Any]], workers: Executor | None = None) -> BatchStatistics:
         """Computes all statistics of a run.
@@ -157,9 +155,9 @@ class BatchReducer:
         """
         first = next(iter(inputs.values()))
         n = len(first) if first.ndim else 1  # of a model without batch, whose layers are none
-        observed = np.zeros((n, 1)) if outputs.summary is None else outputs.summary
+        observed = np.zeros((n, 2)) if outputs.summary is None else outputs.summary
         numbers = observed.take(self._columns, axis=1)  # (N, 7, S)
-        dots = observed.take(self._dots, axis=1)
+        related = observed.take(self._related, axis=1)  # (N, 2, A)
         others: dict[int, Moments] = {}
         if self._others or self._other_pairs:
             masks = {name: inputs[name].astype(bool) for name in self._masks}
@@ -170,11 +168,12 @@ class BatchReducer:
             for i, pair in self._other_pairs:
                 x, f = outputs.tensors[pair.identity.tensor], outputs.tensors[pair.residual.tensor]
                 real = _real(pair.identity, x.shape, masks)
-                dots[:, i] = sample_dot(x, f, real, pair.identity.channel_axis)
-        ratio, cosine = self._relate(numbers, dots)
+                dot = sample_dot(x, f, real, pair.identity.channel_axis)
+                sides = [self._layout.row_of[self._layout.adds[i].layer, side] for side in ("identity", "residual")]
+                related[:, 0, i], related[:, 1, i] = _relate(numbers[:, :3, sides], dot)
         pooled = Moments(*numbers.swapaxes(0, 1))
-        channels = _Channels(self._layout, self._places, others, outputs.channels)
-        return BatchStatistics(self._layout, pooled, ratio, cosine, channels.of)
+        channels = _Channels(self._layout, self._places, others, outputs.channels, pooled.count)
+        return BatchStatistics(self._layout, pooled, related[:, 0], related[:, 1], channels.of)
 
     def _reduce_tensors(
         self, tensors: Mapping[str, Activations], masks: Mapping[str, NDArray[np.bool_]], workers: Executor | None
@@ -189,18 +188,16 @@ class BatchReducer:
 
         return list(run(reduce, self._others))
 
-    def _relate(self, numbers: Floats, dots: Floats) -> tuple[Floats, Floats]:
-        """residual_ratio and cosine (N, A) of all adds, from the moments (N, 7, S) and dot products (N, A)."""
-        count, mean, m2 = numbers[:, :3].take(self._sides, axis=2).swapaxes(0, 1)
-        l2 = np.sqrt(m2 + count * mean**2)
-        adds = dots.shape[1]
-        above, below = np.empty((2, 2, *dots.shape))
-        above[0], above[1] = l2[:, adds:], dots
-        below[0] = l2[:, :adds]
-        np.multiply(below[0], above[0], out=below[1])
-        related = np.full(above.shape, np.nan)
-        np.divide(above, below, out=related, where=below > 0)
-        return related[0], related[1]
+
+def _relate(sides: Floats, dot: Floats) -> tuple[Floats, Floats]:
+    """residual_ratio and cosine (N,) of one add, from count, mean and m2 of both sides (N, 3, 2) and their dot product."""
+    count, mean, m2 = sides.swapaxes(0, 1)
+    of_identity, of_residual = np.sqrt(m2 + count * mean**2).T
+    related = np.full((2, len(dot)), np.nan)
+    np.divide(of_residual, of_identity, out=related[0], where=of_identity > 0)
+    both = of_identity * of_residual
+    np.divide(dot, both, out=related[1], where=both > 0)
+    return related[0], related[1]
 
 
 def _real(reduction: Reduction, shape: tuple[int, ...], masks: Mapping[str, NDArray[np.bool_]]) -> NDArray[np.bool_] | None:
@@ -216,12 +213,17 @@ def _real(reduction: Reduction, shape: tuple[int, ...], masks: Mapping[str, NDAr
 
 
 class _Channels:
-    """The moments by channel of one batch, views of what the run handed out; holds no activations."""
+    """The moments by channel of one batch, made of what the run listed when they are asked for; holds no activations."""
 
     def __init__(
-        self, layout: SideLayout, places: Sequence[_Place | None], others: Mapping[int, Moments], listed: Sequence[Floats]
+        self,
+        layout: SideLayout,
+        places: Sequence[_Place | None],
+        others: Mapping[int, Moments],
+        listed: ChannelList | None,
+        count: Floats,
     ) -> None:
-        self._layout, self._places, self._others, self._listed = layout, places, others, listed
+        self._layout, self._places, self._others, self._listed, self._count = layout, places, others, listed, count
 
     def of(self, row: int) -> Moments:
         """Moments (N, C) of a row of the layout."""
@@ -229,8 +231,15 @@ class _Channels:
         place = self._places[reduction]
         if place is None:
             return self._others[reduction]
-        values = self._listed[place.observer]
-        return Moments(*values.reshape(len(values), place.rows, FIELDS, -1)[:, place.row].swapaxes(0, 1))
+        if self._listed is None:
+            raise ValueError("the run was not asked for its channels")
+        start, end = self._listed.columns[place.observer : place.observer + 2].tolist()
+        channels = (end - start) // place.rows
+        start += place.row * channels
+        values = self._listed.values[:, :, start : start + channels].swapaxes(0, 1).astype(np.float64)
+        mean, std, minimum, maximum, zeros, nonfinite = values
+        count = np.broadcast_to(self._count[:, row, None] / max(channels, 1), mean.shape)
+        return Moments(count, mean, count * std**2, minimum, maximum, zeros, nonfinite)
 
 
 def summary(moments: Moments, row: int | tuple[int, ...]) -> dict[str, float | int | None]:

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
+from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
-from models.instrument.observers import SUMMARY, WANTED, channels_output
+from models.instrument.observers import COLUMNS, FIELDS, LISTED, LISTED_FIELDS, RELATIONS, SUMMARY, ChannelList
 from service.engine.arena import share_arena
 from service.engine.graph import PreparedGraph
 
 _SLOW_S = 0.005  # from here on the threads of a run gain more than handing work to them costs
-_NO, _YES = np.zeros(1, bool), np.ones(1, bool)
+_NONE = {COLUMNS: np.zeros(0, np.int64), LISTED: np.zeros((0, LISTED_FIELDS, 0), np.float32)}
 Feed = Mapping[str, NDArray[Any]]
 
 
@@ -26,13 +27,13 @@ class RunResult:
         outputs: of the model, in the order of its manifest.
         tensors: the tapped ones (N, ...) by name.
         summary: float64 (N, ...), the numbers of the observers; None without any.
-        channels: of each observer float64 (N, ...), the same by channel; empty where they were not asked for.
+        channels: the same by channel; None where they were not asked for.
     """
 
     outputs: tuple[NDArray[Any], ...]
     tensors: dict[str, NDArray[np.floating]]
     summary: NDArray[np.float64] | None
-    channels: list[NDArray[np.float64]]
+    channels: ChannelList | None
 
 
 class Session:
@@ -55,17 +56,36 @@ class Session:
         self._taps = graph.taps
         self._count = len(graph.outputs)
         self._outputs = [*graph.outputs, *(graph.widened.get(tap, tap) for tap in graph.taps)]
-        self._channels = [channels_output(i) for i in range(len(graph.observers))]
+        self._rows = np.array([len(observer.rows) for observer in graph.observers], int)
+        self._columns: NDArray[np.int64] | None = None
 
     def run(self, feed: Feed, *, channels: bool = False) -> RunResult:
         """Runs the graph once on arrays (N, ...); `channels` also hands out what the observers see of each channel."""
-        summary, listed = None, []
-        if not self._channels:
-            given = self._session.run(self._outputs, dict(feed))
-        else:
-            outputs = [SUMMARY, *self._outputs, *self._channels] if channels else [SUMMARY, *self._outputs]
-            summary, *given = self._session.run(outputs, {**feed, WANTED: _YES if channels else _NO})
-            given, listed = given[: len(self._outputs)], given[len(self._outputs) :]
+        if not len(self._rows):
+            return self._result(None, self._session.run(self._outputs, dict(feed)), None)
+        if not channels:
+            return self._run(feed, None)
+        if self._columns is not None:
+            try:
+                return self._run(feed, self._columns)
+            except InvalidArgument:  # the extents of the channels are others than before, or the feed is none
+                pass
+        summary = self._run(feed, None).summary
+        assert summary is not None  # there are observers
+        counts = summary[0, np.cumsum(FIELDS * self._rows + RELATIONS) - 1].astype(np.int64)
+        self._columns = columns = np.concatenate([[0], np.cumsum(self._rows * counts)])
+        return self._run(feed, columns)
+
+    def _run(self, feed: Feed, columns: NDArray[np.int64] | None) -> RunResult:
+        listed, given = None, _NONE
+        if columns is not None:
+            samples = len(next(iter(feed.values())))
+            listed = ChannelList(columns, np.empty((samples, LISTED_FIELDS, columns[-1]), np.float32))
+            given = {COLUMNS: columns, LISTED: listed.values}
+        summary, *outputs = self._session.run([SUMMARY, *self._outputs], {**feed, **given})
+        return self._result(summary, outputs, listed)
+
+    def _result(self, summary: NDArray[np.float64] | None, given: list[NDArray[Any]], listed: ChannelList | None) -> RunResult:
         return RunResult(tuple(given[: self._count]), dict(zip(self._taps, given[self._count :], strict=True)), summary, listed)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 _SOURCE = Path(__file__).with_name("observe.c")
 _LIBRARY = _SOURCE.with_suffix(".so")
-_FLAGS = ("-O3", "-std=c11", "-shared", "-fPIC", "-ffp-contract=off")
+_FLAGS = ("-O3", "-std=c11", "-shared", "-fPIC", "-ffp-contract=off", "-fno-math-errno")
 _log = logging.getLogger("normscope")
 
 
@@ -32,21 +32,25 @@ def library() -> Path | None:
     return _LIBRARY
 
 
-def build() -> str:
-    """Compiles the library beside its source, and tells what came of it; a compiler that is missing or fails is no error."""
+def build(to: Path | None = None, *flags: str) -> str:
+    """Compiles the library, by default beside its source, and tells what came of it; no compiler, or one that fails, is no error.
+
+    `-DNORMSCOPE_PLAIN` among the further flags leaves out what needs a processor with AVX2.
+    """
+    to = to or _LIBRARY
     named = os.environ.get("CC", "")
     compiler = next((path for name in (named, "cc", "gcc", "clang") if name and (path := shutil.which(name))), None)
     if compiler is None:
         return "no C compiler: numpy computes the statistics, several times slower"
-    fresh = _LIBRARY.with_suffix(f".{os.getpid()}")
+    fresh = to.with_suffix(f".{os.getpid()}")
     try:
-        done = subprocess.run([compiler, *_FLAGS, "-o", fresh, _SOURCE, "-lm"], capture_output=True, text=True, check=False)
+        done = subprocess.run([compiler, *_FLAGS, *flags, "-o", fresh, _SOURCE, "-lm"], capture_output=True, text=True, check=False)
         if done.returncode:
             return f"{compiler} failed: numpy computes the statistics, several times slower\n{done.stderr.strip()}"
-        fresh.replace(_LIBRARY)  # at once, so that a service that starts meanwhile sees all of it or nothing
+        fresh.replace(to)  # at once, so that a service that starts meanwhile sees all of it or nothing
     finally:
         fresh.unlink(missing_ok=True)
-    return f"{_LIBRARY.name} is built"
+    return f"{to.name} is built"
 
 
 if __name__ == "__main__":

@@ -1,12 +1,16 @@
 /* The operator `Observe` of ONNX Runtime graphs: activations in, their moments out, in one visit of memory while they are in the cache.
  *
- * Inputs: x float32 (N, ...); optional scale and shift float32 (C), identity float32 like x, mask int64 (N, M) of tokens, wanted bool (1).
- * Attributes: layout (below), block, channels (the extent C, where the tensor is padded), sum (whether the sum is a row).
+ * Inputs: x float32 (N, ...); optional scale and shift float32 (C), identity float32 like x, mask int64 (N, M) of tokens; columns int64 (K + 1)
+ * and listed float32 (N, 6, columns[K]), where the K observers of a graph list their channels, or both empty.
+ * Attributes: layout (below), block, channels (the extent C, where the tensor is padded), sum (whether the sum is a row), number (its own).
  * Rows: x; with scale y = scale * x + shift per channel, whose moments follow from those of x but for the zeros; with identity the
  * identity; with sum y + identity (x + identity without scale), which is made on the way and never stored.
- * Outputs: summary double (N, 7 * rows + 2): for each row count, mean, m2 = sum((a - mean)^2), minimum, maximum, zeros, nonfinite; then
- * the dot product of y and identity, then C. channels double (N, rows * 7 * C) if wanted, else (N, 0): for each row the same, each of C.
- * Where nonfinite (NaN and infinities) is above 0, mean, m2, minimum and maximum are NaN.
+ * Output: summary double (N, 7 * rows + 3): for each row count, mean, m2 = sum((a - mean)^2), minimum, maximum, zeros, nonfinite; then
+ * l2(y) / l2(identity) and the cosine of both, NaN where they are undefined; then C.
+ * Listed: mean, standard deviation, minimum, maximum, zeros and nonfinite of each channel of each row, one row after the other from column
+ * columns[number] on. The memory comes from outside, an input that is written to: handing out as many outputs as there are
+ * observers, and copying them, costs several times what filling them does.
+ * Where nonfinite (NaN and infinities) is above 0, mean, m2, deviation, minimum and maximum are NaN.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -25,22 +29,26 @@
 #define INLINED static inline
 #endif
 
+#if defined(__GNUC__)
+#define FETCH(place) __builtin_prefetch(place)
+#else
+#define FETCH(place) (void)(place)
+#endif
+
 #define MOST_ROWS 4
 #define MOST_AXES 8
 #define FIELDS 7 /* of a row */
 #define PIECE 64           /* steps: a piece of both inputs and their sum stays in the first cache */
+#define LINE 16            /* floats of a line of the cache */
+#define MOST_FETCHED 4096  /* elements: half of the first cache, for two tensors */
 #define MOST_TASKS 16      /* of one run, shared by the threads */
-#define ELEMENTS_ALONE 16384 /* less is not worth waking another thread */
+#define ELEMENTS_ALONE (1 << 17) /* of all rows: less takes less time than waking another thread */
 
 enum { CHANNELS_FIRST = 0, CHANNELS_LAST = 1, BLOCKED = 2 }; /* (N, C, ...), (N, ..., C), (N, C / block, ..., block) */
 
 typedef struct {
-    double count, mean, m2, minimum, maximum, zeros, nonfinite;
-} Moments;
-
-typedef struct {
     OrtTable ort;
-    int64_t layout, block, channels, sum;
+    int64_t layout, block, channels, sum, number;
 } Kernel;
 
 typedef struct {
@@ -59,7 +67,8 @@ typedef struct {
     int rows, by_lane;
     Moments *moments; /* (units, rows) */
     double *dots;     /* (units) */
-    double *wanted;   /* channels, or NULL */
+    float *listed;    /* those of the first channel, or NULL */
+    int64_t columns;  /* from one field of `listed` to the next */
 } Run;
 
 typedef struct {
@@ -74,27 +83,24 @@ typedef void (*Visit)(Unit *, int64_t offset, int64_t steps, int64_t stride, int
 
 static const Kernels *kernels;
 
-INLINED void begin(Lanes *lanes, const float *origins) {
-    for (int l = 0; l < LANES; l++) {
-        lanes->origin[l] = isfinite(origins[l]) ? origins[l] : 0;
-        lanes->sum[l] = lanes->squares[l] = 0;
-        lanes->zeros[l] = 0;
-        lanes->low[l] = INFINITY;
-        lanes->high[l] = -INFINITY;
-    }
+/* Where columns are one group they share an origin. */
+INLINED void read_origins(const Run *run, const float *data, int lanes, float *origins) {
+    if (run->by_lane && lanes == LANES)
+        memcpy(origins, data, LANES * sizeof *data);
+    else
+        for (int l = 0; l < LANES; l++) origins[l] = data[run->by_lane && l < lanes ? l : 0];
 }
 
-/* Where columns are one group they share an origin. */
 INLINED void begin_unit(Unit *unit, int64_t offset, int lanes) {
     const Run *run = unit->run;
     float x[LANES], identity[LANES], sum[LANES];
-    for (int l = 0; l < LANES; l++) x[l] = run->x[offset + (run->by_lane && l < lanes ? l : 0)];
-    begin(&unit->x, x);
+    read_origins(run, run->x + offset, lanes, x);
+    kernels->begin(&unit->x, x);
     if (!run->identity) return;
-    for (int l = 0; l < LANES; l++) identity[l] = run->identity[offset + (run->by_lane && l < lanes ? l : 0)];
-    for (int l = 0; l < LANES; l++) sum[l] = fmaf(unit->pair.scale[l], x[l], unit->pair.shift[l]) + identity[l];
-    begin(&unit->identity, identity);
-    begin(&unit->sum, sum);
+    read_origins(run, run->identity + offset, lanes, identity);
+    kernels->begin(&unit->identity, identity);
+    for (int l = 0; l < LANES; l++) sum[l] = unit->pair.scale[l] * x[l] + unit->pair.shift[l] + identity[l];
+    kernels->begin(&unit->sum, sum);
 }
 
 INLINED void take_columns(Unit *unit, const float *x, const float *identity, int64_t steps, int64_t stride, int lanes) {
@@ -179,24 +185,6 @@ INLINED void walk(Unit *unit, int64_t number, Visit each) {
     }
 }
 
-/* Of up to eight groups of one size; a field of all of them lies in one piece. */
-typedef struct {
-    double mean[LANES], m2[LANES], minimum[LANES], maximum[LANES], zeros[LANES], nonfinite[LANES];
-} Groups;
-
-INLINED void moments_of_lanes(const Lanes *lanes, double count, Groups *groups) {
-    const double part = 1 / count;
-    for (int l = 0; l < LANES; l++) {
-        const double mean = lanes->sum[l] * part, m2 = lanes->squares[l] - mean * lanes->sum[l];
-        groups->mean[l] = lanes->origin[l] + mean;
-        groups->m2[l] = m2 > 0 ? m2 : 0;
-        groups->minimum[l] = lanes->low[l];
-        groups->maximum[l] = lanes->high[l];
-        groups->zeros[l] = lanes->zeros[l];
-        groups->nonfinite[l] = 0;
-    }
-}
-
 /* Of y = scale * x + shift. */
 INLINED void map_moments(const Groups *of, const Pair *pair, Groups *groups) {
     for (int l = 0; l < LANES; l++) {
@@ -229,61 +217,16 @@ INLINED void fold_unit(Unit *unit) {
     for (int l = 1; l < LANES; l++) unit->pair.zeros[0] += unit->pair.zeros[l];
 }
 
-INLINED int all_finite(const Groups *rows, int count, int number) {
-    double all[LANES] = {0}, total = 0; /* times anything finite */
-    for (int i = 0; i < count; i++)
-        for (int l = 0; l < number; l++) all[l] += 0 * rows[i].mean[l] + 0 * rows[i].minimum[l] + 0 * rows[i].maximum[l];
-    for (int l = 0; l < LANES; l++) total += all[l];
-    return total == 0;
+INLINED void pool(const Groups *groups, int number, double count, Moments *all) {
+    if (number == LANES)
+        kernels->pool(groups, count, all);
+    else
+        pool_some(groups, number, count, all);
 }
 
-/* In pairs, so that no addition waits for all others. */
-INLINED double sum_of(const double *a, int number) {
-    double all = 0;
-    if (number == LANES) return ((a[0] + a[4]) + (a[1] + a[5])) + ((a[2] + a[6]) + (a[3] + a[7]));
-    for (int l = 0; l < number; l++) all += a[l];
-    return all;
-}
-
-INLINED double least_of(const double *a, int number) {
-    double least[LANES];
-    for (int l = 0; l < LANES; l++) least[l] = l < number ? a[l] : INFINITY;
-    for (int half = LANES / 2; half; half /= 2)
-        for (int l = 0; l < half; l++) least[l] = least[l + half] < least[l] ? least[l + half] : least[l];
-    return least[0];
-}
-
-/* All groups of a unit are of one size. */
-INLINED Moments pool(const Groups *groups, int number, double count) {
-    Moments all = {.count = count * number, .mean = sum_of(groups->mean, number) / number};
-    double spread[LANES], negative[LANES];
-    for (int l = 0; l < LANES; l++) {
-        const double between = groups->mean[l] - all.mean;
-        spread[l] = groups->m2[l] + count * between * between;
-        negative[l] = -groups->maximum[l];
-    }
-    all.m2 = sum_of(spread, number);
-    all.minimum = least_of(groups->minimum, number);
-    all.maximum = -least_of(negative, number);
-    all.zeros = sum_of(groups->zeros, number);
-    all.nonfinite = sum_of(groups->nonfinite, number);
-    return all;
-}
-
-/* out: (7, channels), its first element that of the first group. */
-INLINED void list_channels(const Groups *groups, int number, double count, int64_t channels, double *out) {
-    Groups listed = *groups; /* which nothing else points to, so that it stays in registers */
-    for (int l = 0; l < LANES; l++) {
-        const int blank = listed.nonfinite[l] > 0;
-        listed.mean[l] = blank ? NAN : listed.mean[l];
-        listed.m2[l] = blank ? NAN : listed.m2[l];
-        listed.minimum[l] = blank ? NAN : listed.minimum[l];
-        listed.maximum[l] = blank ? NAN : listed.maximum[l];
-    }
-    const double *fields[] = {listed.mean, listed.m2, listed.minimum, listed.maximum, listed.zeros, listed.nonfinite};
-    const size_t size = (size_t)number * sizeof *out;
-    for (int l = 0; l < number; l++) out[l] = count;
-    for (int i = 0; i < FIELDS - 1; i++) memcpy(out + (i + 1) * channels, fields[i], size);
+INLINED void blank_groups(Groups *groups) {
+    for (int l = 0; l < LANES; l++)
+        if (groups->nonfinite[l] > 0) groups->mean[l] = groups->m2[l] = groups->minimum[l] = groups->maximum[l] = NAN;
 }
 
 static const Groups NOTHING = {.minimum = {INFINITY, INFINITY, INFINITY, INFINITY, INFINITY, INFINITY, INFINITY, INFINITY},
@@ -294,28 +237,54 @@ INLINED void finish(Unit *unit, int64_t number, int64_t first, int groups) {
     const Run *run = unit->run;
     const double count = (double)unit->count;
     Groups rows[MOST_ROWS];
+    Moments *all = run->moments + number * run->rows;
     if (unit->count) {
+        double finite = 0;
         int row = 0;
-        moments_of_lanes(&unit->x, count, &rows[row++]);
+        kernels->group(&unit->x, count, &rows[row++]);
         if (run->scale) map_moments(&rows[0], &unit->pair, &rows[row++]);
-        if (run->identity) moments_of_lanes(&unit->identity, count, &rows[row++]);
-        if (run->kernel->sum) moments_of_lanes(&unit->sum, count, &rows[row++]);
-        if (!all_finite(rows, run->rows, groups)) {
+        if (run->identity) kernels->group(&unit->identity, count, &rows[row++]);
+        if (run->kernel->sum) kernels->group(&unit->sum, count, &rows[row++]);
+        for (int i = 0; i < run->rows; i++) {
+            pool(&rows[i], groups, count, &all[i]);
+            finite += 0 * all[i].mean + 0 * all[i].minimum + 0 * all[i].maximum; /* 0 times anything finite */
+        }
+        if (finite != 0) {
             memset(unit->nonfinite, 0, sizeof unit->nonfinite);
             walk(unit, number, count_nonfinite);
             for (int i = 0; i < run->rows; i++)
                 for (int l = 0; l < LANES; l++) rows[i].nonfinite[run->by_lane ? l : 0] += unit->nonfinite[i][l];
+            for (int i = 0; i < run->rows; i++) {
+                for (int l = 0; l < groups; l++) all[i].nonfinite += rows[i].nonfinite[l];
+                blank_groups(&rows[i]);
+            }
         }
-        run->dots[number] = sum_of(unit->pair.dot, LANES);
+        for (int l = 0; l < LANES; l++) run->dots[number] += unit->pair.dot[l];
     } else {
-        for (int i = 0; i < run->rows; i++) rows[i] = NOTHING;
+        for (int i = 0; i < run->rows; i++) {
+            rows[i] = NOTHING;
+            pool(&rows[i], groups, 0, &all[i]);
+        }
     }
     for (int i = 0; i < run->rows; i++) {
-        run->moments[number * run->rows + i] = pool(&rows[i], groups, count);
-        if (run->wanted) {
-            const int64_t row = number / run->units_each * run->rows + i;
-            list_channels(&rows[i], groups, count, run->channels, run->wanted + row * FIELDS * run->channels + first);
+        if (run->listed) {
+            const int64_t sample = number / run->units_each, column = i * run->channels + first;
+            float *out = run->listed + sample * LISTED * run->columns + column;
+            if (groups == LANES)
+                kernels->list(&rows[i], count, run->columns, out);
+            else
+                list_some(&rows[i], groups, count, run->columns, out);
         }
+    }
+}
+
+/* All tokens of a sample, which its units read in strides that no processor foresees. */
+static void fetch_sample(const Run *run, int64_t sample) {
+    const int64_t elements = run->elements * run->channels;
+    if (elements > MOST_FETCHED) return;
+    for (int64_t i = sample * elements; i < (sample + 1) * elements; i += LINE) {
+        FETCH(run->x + i);
+        if (run->identity) FETCH(run->identity + i);
     }
 }
 
@@ -332,12 +301,10 @@ EVERY_CPU static void run_unit(const Run *run, int64_t number) {
         unit.pair.scale[l] = run->scale ? run->scale[channel] : 1;
         unit.pair.shift[l] = run->scale ? run->shift[channel] : 0;
     }
+    if (run->by_lane && run->kernel->layout == CHANNELS_LAST && part == 0) fetch_sample(run, number / run->units_each);
     walk(&unit, number, visit);
     if (unit.count && !run->by_lane) fold_unit(&unit);
-    if (groups == LANES)
-        finish(&unit, number, first, LANES); /* whose loops the compiler unrolls */
-    else
-        finish(&unit, number, first, groups);
+    finish(&unit, number, first, groups);
 }
 
 static void blank_nonfinite(Moments *of) {
@@ -371,18 +338,28 @@ static Moments merge(const Moments *groups, int64_t number, int stride) {
     return all;
 }
 
+static double l2(const Moments *of) { return sqrt(of->m2 + of->count * of->mean * of->mean); }
+
 static void summarize(const Run *run, double *out) {
     for (int64_t sample = 0; sample < run->samples; sample++) {
         const int64_t first = sample * run->units_each;
-        double dot = 0;
+        Moments rows[MOST_ROWS] = {0};
+        double dot = 0, ratio = NAN, cosine = NAN;
         for (int64_t unit = first; unit < first + run->units_each; unit++) dot += run->dots[unit];
         for (int i = 0; i < run->rows; i++) {
-            Moments row = merge(run->moments + first * run->rows + i, run->units_each, run->rows);
-            blank_nonfinite(&row);
-            memcpy(out, &row, sizeof row);
+            rows[i] = merge(run->moments + first * run->rows + i, run->units_each, run->rows);
+            blank_nonfinite(&rows[i]);
+            memcpy(out, &rows[i], sizeof rows[i]);
             out += FIELDS;
         }
-        *out++ = dot;
+        if (run->identity) {
+            const int residual = run->scale != NULL;
+            const double of_y = l2(&rows[residual]), of_identity = l2(&rows[residual + 1]);
+            if (of_identity > 0) ratio = of_y / of_identity;
+            if (of_y * of_identity > 0) cosine = dot / (of_y * of_identity);
+        }
+        *out++ = ratio;
+        *out++ = cosine;
         *out++ = (double)run->channels;
     }
 }
@@ -420,13 +397,14 @@ static OrtStatus *compute(void *state, OrtContext *context) {
     const Kernel *kernel = state;
     const OrtTable ort = kernel->ort;
     const int last = kernel->layout == CHANNELS_LAST;
-    Tensor x, scale, shift, identity, mask, wanted;
+    Tensor x, scale, shift, identity, mask, columns, listed;
     TRY(read_input(kernel, context, 0, &x));
     TRY(read_input(kernel, context, 1, &scale));
     TRY(read_input(kernel, context, 2, &shift));
     TRY(read_input(kernel, context, 3, &identity));
     TRY(read_input(kernel, context, 4, &mask));
-    TRY(read_input(kernel, context, 5, &wanted));
+    TRY(read_input(kernel, context, 5, &columns));
+    TRY(read_input(kernel, context, 6, &listed));
     if (x.axes < 2) return CREATE_STATUS(ort)(INVALID_ARGUMENT, "Observe takes tensors of at least 2 axes");
 
     Run run = {.kernel = kernel, .x = x.data, .identity = identity.data, .scale = scale.data, .shift = shift.data};
@@ -436,8 +414,8 @@ static OrtStatus *compute(void *state, OrtContext *context) {
     run.channels = kernel->layout == BLOCKED ? kernel->channels : run.padded;
     run.elements = last ? product(&x, 1, x.axes - 1) : product(&x, 2, x.axes);
     run.rows = 1 + (scale.data != NULL) + (identity.data != NULL) + (int)kernel->sum;
-    const int listed = wanted.data && *(const uint8_t *)(const void *)wanted.data;
-    run.by_lane = kernel->layout == BLOCKED || (last && listed);
+    const int listing = product(&columns, 0, columns.axes) > 0;
+    run.by_lane = kernel->layout == BLOCKED || (last && listing);
     run.units_each = run.by_lane ? (run.channels + LANES - 1) / LANES : last ? 1 : run.channels;
     run.units = run.samples * run.units_each;
 
@@ -446,20 +424,25 @@ static OrtStatus *compute(void *state, OrtContext *context) {
         (scale.data && (product(&scale, 0, scale.axes) != run.channels || product(&shift, 0, shift.axes) != run.channels)))
         return CREATE_STATUS(ort)(INVALID_ARGUMENT, "Observe: the extents of the inputs do not fit each other");
 
-    OrtValue *summary, *channels;
+    if (listing) {
+        const int64_t *own = (const int64_t *)(const void *)columns.data + kernel->number, number = columns.extents[0] - 1;
+        const int fits = kernel->number < number && own[0] >= 0 && own[1] - own[0] == run.rows * run.channels;
+        run.columns = listed.extents[2];
+        if (!fits || listed.extents[0] != run.samples || listed.extents[1] != LISTED || own[1] > run.columns)
+            return CREATE_STATUS(ort)(INVALID_ARGUMENT, "Observe: the channels do not fit where they are to be listed");
+        run.listed = (float *)(uintptr_t)(listed.data + own[0]); /* written to by all observers, each in its own columns */
+    }
+    OrtValue *summary;
     double *sums;
-    const int64_t width = run.rows * FIELDS;
-    TRY(OUTPUT(ort)(context, 0, (int64_t[]){run.samples, width + 2}, 2, &summary));
-    TRY(OUTPUT(ort)(context, 1, (int64_t[]){run.samples, listed ? run.rows * FIELDS * run.channels : 0}, 2, &channels));
+    TRY(OUTPUT(ort)(context, 0, (int64_t[]){run.samples, run.rows * FIELDS + 3}, 2, &summary));
     TRY(MUTABLE_DATA(ort)(summary, (void **)&sums));
-    if (listed) TRY(MUTABLE_DATA(ort)(channels, (void **)&run.wanted));
 
     const size_t size = (size_t)run.units * ((size_t)run.rows * sizeof(Moments) + sizeof(double));
     run.moments = calloc(1, size ? size : 1);
     if (!run.moments) return CREATE_STATUS(ort)(INVALID_ARGUMENT, "Observe: out of memory");
     run.dots = (double *)(run.moments + run.units * run.rows);
     OrtStatus *failed = NULL;
-    run.tasks = run.samples * run.padded * run.elements < ELEMENTS_ALONE ? 1 : run.units < MOST_TASKS ? run.units : MOST_TASKS;
+    run.tasks = run.samples * run.padded * run.elements * run.rows < ELEMENTS_ALONE ? 1 : run.units < MOST_TASKS ? run.units : MOST_TASKS;
     if (run.tasks > 1)
         failed = PARALLEL(ort)(context, run_task, (size_t)run.tasks, 0, &run);
     else
@@ -476,6 +459,7 @@ static OrtStatus *prepare(const Operator *operator, OrtTable ort, const OrtKerne
     TRY(ATTRIBUTE(ort)(info, "block", &kernel.block));
     TRY(ATTRIBUTE(ort)(info, "channels", &kernel.channels));
     TRY(ATTRIBUTE(ort)(info, "sum", &kernel.sum));
+    TRY(ATTRIBUTE(ort)(info, "number", &kernel.number));
     if (kernel.layout == BLOCKED && (kernel.block < LANES || kernel.block % LANES))
         return CREATE_STATUS(ort)(INVALID_ARGUMENT, "Observe: a block is a multiple of 8 channels");
     *state = malloc(sizeof kernel);
@@ -486,9 +470,9 @@ static OrtStatus *prepare(const Operator *operator, OrtTable ort, const OrtKerne
 
 static const char *name(const Operator *operator) { return (void)operator, "Observe"; }
 static const char *provider(const Operator *operator) { return (void)operator, NULL; }
-static size_t inputs(const Operator *operator) { return (void)operator, 6; }
-static size_t outputs(const Operator *operator) { return (void)operator, 2; }
-static int input_type(const Operator *operator, size_t i) { return (void)operator, i == 4 ? INT64 : i == 5 ? BOOL : FLOAT; }
+static size_t inputs(const Operator *operator) { return (void)operator, 7; }
+static size_t outputs(const Operator *operator) { return (void)operator, 1; }
+static int input_type(const Operator *operator, size_t i) { return (void)operator, i == 4 || i == 5 ? INT64 : FLOAT; }
 static int output_type(const Operator *operator, size_t i) { return (void)operator, (void)i, DOUBLE; }
 static int input_kind(const Operator *operator, size_t i) { return (void)operator, i ? OPTIONAL : REQUIRED; }
 static int output_kind(const Operator *operator, size_t i) { return (void)operator, (void)i, REQUIRED; }

@@ -29,7 +29,7 @@ typedef struct {
 } OrtBase;
 
 enum { INVALID_ARGUMENT = 2 };
-enum { FLOAT = 1, INT64 = 7, BOOL = 9, DOUBLE = 11 };
+enum { FLOAT = 1, INT64 = 7, DOUBLE = 11 };
 enum { REQUIRED = 0, OPTIONAL = 1 };
 
 /* position in the table, type of the function there */

@@ -1,5 +1,6 @@
 """What is seen inside a running graph is what its tensors are, as read one by one and reduced by numpy."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,19 +15,29 @@ from models.statistics.moments import Moments
 from service.engine import graph as engine_graph
 from service.engine.graph import watch
 from service.engine.session import Session
-from service.statistics.library import library
+from service.statistics.library import build, library
 from tests.oracle import assert_pair, assert_side, expected_side
 
 Array = NDArray[Any]
 
 
-@pytest.fixture(autouse=True, params=["compiled", "numpy"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Every test holds for the operator inside the graph and for numpy outside."""
+@pytest.fixture(scope="session")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The operator as it runs on processors without AVX2."""
+    path = tmp_path_factory.mktemp("plain") / "observe.so"
+    build(path, "-DNORMSCOPE_PLAIN")
+    return path
+
+
+@pytest.fixture(autouse=True, params=["compiled", "plain", "numpy"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, plain: Path) -> str:
+    """Every test holds for the operator inside the graph, by the instructions of any processor, and for numpy outside."""
     if request.param == "numpy":
         monkeypatch.setattr(engine_graph, "library", lambda: None)
     elif library() is None:
         pytest.skip("observe.c is not compiled: no C compiler was found")
+    elif request.param == "plain":
+        monkeypatch.setattr(engine_graph, "library", lambda: plain)
     return str(request.param)
 
 
@@ -330,6 +341,34 @@ def test_a_sum_of_unequal_shapes() -> None:
     model.opset_import[0].version = 17
     batch, tensors = run(model, (norm,), {"x": x})
     assert_agrees(batch, (norm,), tensors)
+
+
+def test_channels_along_an_axis_of_any_extent() -> None:
+    """Where the number of channels is another in every run of a session, each run lists its own."""
+    add = layer("add", "residual_add", {"identity": "x", "residual": "f", "sum": "sum"}, axis=2)
+    nodes = [
+        helper.make_node("Conv", ["x", "weight"], ["f"]),
+        helper.make_node("Add", ["x", "f"], ["sum"]),
+        helper.make_node("Relu", ["sum"], ["logits"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 3, "length"])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(normal(3, 3, 1), "weight")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    layout = SideLayout((add,))
+    prepared = watch(model, ("logits",), "cpu", layout.reductions, layout.pairs)
+    session, reducer = Session(prepared, 1), BatchReducer(layout, prepared.observers)
+    for length in (5, 8, 8, 2):
+        x = normal(2, 3, length, seed=length)
+        result = session.run({"x": x}, channels=True)
+        batch = reducer.reduce(RunOutputs(result.tensors, result.summary, result.channels), {"x": x})
+        identity = batch.channels(layout.row_of["add", "identity"])
+        np.testing.assert_allclose(identity.mean, x.mean(axis=1), atol=1e-6)
+        assert identity.count.shape == (2, length)
 
 
 def test_a_sample_does_not_depend_on_its_batch() -> None:
