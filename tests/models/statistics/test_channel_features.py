@@ -70,13 +70,13 @@ def test_a_reference_keeps_features_where_they_fit() -> None:
 
 
 def test_a_positive_part_is_that_of_a_normal_variable() -> None:
-    """The mean of the positive parts of many normal numbers; of a constant itself, or 0 where it is negative."""
+    """The mean of the positive parts of many normal numbers; of a constant itself, or 0 where it is negative; NaN of NaN."""
     x = np.random.default_rng(0).normal([[-3.0], [-0.5], [0.0], [0.5], [3.0]], [[1.0], [2.0], [1.0], [0.5], [1.0]], (5, 200_000))
     x[0] = -2
     moments = channel_moments(x[None].astype(np.float32)[..., None], 1)
     np.testing.assert_allclose(positive_parts(moments)[0], np.maximum(x, 0).mean(1), atol=0.01)
-    constant = channel_moments(np.array([[[2.0], [-2.0], [0.0]]], np.float32)[..., None], 1)
-    np.testing.assert_allclose(positive_parts(constant), [[2, 0, 0]], atol=1e-12)
+    constant = channel_moments(np.array([[[2.0], [-2.0], [0.0], [np.nan]]], np.float32)[..., None], 1)
+    np.testing.assert_allclose(positive_parts(constant), [[2, 0, 0, np.nan]], atol=1e-12)
 
 
 def test_what_is_read_is_that_of_the_activations() -> None:
