@@ -17,6 +17,7 @@ from models.instrument.graph_file import read_graph
 from models.observation import ObservedSession
 from models.staging import replaced
 from models.statistics.anomaly import Evidence
+from models.statistics.channel_features import ChannelFeatures
 from models.statistics.layer_features import LayerFeatures
 from models.statistics.layers import BatchStatistics, SideLayout
 from models.statistics.moments import Moments
@@ -61,22 +62,24 @@ def measure(artifact: Artifact, layout: SideLayout, batches: Iterable[Batch]) ->
         ValueError: there are none, or fewer than two samples are finite.
     """
     session = ObservedSession(artifact, read_graph(artifact.model_path), layout)
-    features = LayerFeatures(layout)
-    values, labels, means, moments = [], [], [], None
+    looked_at = ChannelFeatures.of(layout)
+    values, labels, read, moments = [], [], [], None
     with ThreadPoolExecutor() as workers:
         for inputs, of_batch in batches:
             _, observed = session.observe(session.feed(inputs), workers)
             values.append(request_values(observed).astype(np.float32))
             labels.append(of_batch)
-            if features.has_room(sum(map(len, labels))):
-                means.append(features.means(observed))
+            if looked_at.has_room(sum(map(len, labels))):
+                read.append(looked_at.read(observed))
             channels = _channels(observed)
             moments = channels if moments is None else moments.merge(channels)
     if moments is None:
         raise ValueError(f"{artifact.manifest.name} has no selection data")
-    kept = np.concatenate(means) if len(means) == len(values) else None
     rows = np.concatenate(values)
-    return Reference(rows, moments.mean, moments.var, Evidence.gather(features, rows, kept, np.concatenate(labels)))
+    if len(read) < len(values):
+        looked_at, read = ChannelFeatures(layout), [np.zeros((len(rows), 0))]
+    evidence = Evidence.gather(LayerFeatures(layout), looked_at, rows, np.concatenate(read), np.concatenate(labels))
+    return Reference(rows, moments.mean, moments.var, evidence)
 
 
 def _channels(observed: BatchStatistics) -> Moments:

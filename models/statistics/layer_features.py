@@ -1,6 +1,6 @@
 """Which numbers of a model's statistics tell a strange sample from others, and to which layer each belongs.
 
-With S rows (layer and side) and A adds of L layers these are F = 2 S + 2 A features, and in R rows the means of K channels in all.
+With S rows (layer and side) and A adds of L layers these are F = 2 S + 2 A features.
 """
 
 from collections.abc import Sequence
@@ -10,11 +10,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from models.statistics.layers import BatchStatistics, SideLayout
+from models.statistics.layers import SideLayout
 from models.statistics.moments import Floats
-
-MOST_DIRECTION_BYTES = 6 << 20
-"""Of the channel means of all samples of a reference as float16; with more it keeps none."""
 
 _LEAST_LOG = 1e-30  # the logarithm of less would say more of rounding than of the layer
 
@@ -24,24 +21,6 @@ class LayerFeatures:
     """Of one model."""
 
     layout: SideLayout
-
-    @cached_property
-    def rows(self) -> list[int]:
-        """Of the layout, those whose channel means give directions: after each normalization whose number of channels is known."""
-        return [i for i, (layer, side) in enumerate(self.layout.rows) if side == "after" and layer.channels is not None]
-
-    @cached_property
-    def extents(self) -> list[int]:
-        """Channels of each of these rows."""
-        return [layer.channels for layer in (self.layout.rows[row][0] for row in self.rows) if layer.channels is not None]
-
-    def has_room(self, samples: int) -> bool:
-        """Whether a reference of so many samples keeps their directions."""
-        return 0 < 2 * samples * sum(self.extents) <= MOST_DIRECTION_BYTES
-
-    def means(self, observed: BatchStatistics) -> Floats:
-        """The channel means of all `rows` one after the other, (N, K); the run was asked for channels."""
-        return np.concatenate([observed.channels(row).mean for row in self.rows], axis=1)
 
     def finite(self, values: NDArray[np.floating]) -> NDArray[np.bool_]:
         """Whether all layers of the samples are finite: bool (N,) of values (N, V)."""
@@ -61,9 +40,9 @@ class LayerFeatures:
         adds = np.array([self._index[layer.layer] for layer in self.layout.adds], int)
         return _summed(contributions, np.concatenate([sides, sides, adds, adds]), len(self.layout.layers))
 
-    def rows_by_layer(self, distances: Floats) -> Floats:
-        """Those of `rows` (N, R) summed by layer (N, L)."""
-        return _summed(distances, self._layers_of(self.rows), len(self.layout.layers))
+    def rows_by_layer(self, distances: Floats, rows: Sequence[int]) -> Floats:
+        """Those of rows of the layout (N, R) summed by layer (N, L)."""
+        return _summed(distances, self._layers_of(rows), len(self.layout.layers))
 
     def broken(self, values: NDArray[np.floating]) -> NDArray[np.bool_]:
         """Which layers of the samples are not finite: bool (N, L)."""

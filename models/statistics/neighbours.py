@@ -1,11 +1,11 @@
-"""Nearest neighbours by direction: channel means of samples in, how far a sample points from all of them out.
+"""Nearest neighbours by direction: features of the channels of samples in, how far a sample points from all of them out.
 
-Of each of R rows (layer and side) the channel means are a vector, centred by its mean over the samples; the distance is
+Of each of R rows (layer and side) the features are a vector, seen from a center (its mean over the samples, or 0); the distance is
 
-    d_r(x) = 1 - max over samples i of cos(x_r - center_r, x_ir - center_r)    (0..2)
+    d_r(x) = 1 - the k-th largest over samples i of cos(x_r - center_r, x_ir - center_r)    (0..2)
 
-Source: Sun et al. 2022, "Out-of-Distribution Detection with Deep Nearest Neighbors" (arXiv:2204.06507), section 3, with k = 1 and
-directions as the normalized features.
+Source: Sun et al. 2022, "Out-of-Distribution Detection with Deep Nearest Neighbors" (arXiv:2204.06507), section 3, with directions
+as the normalized features.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,26 +24,29 @@ class Neighbours:
 
     Attributes:
         extents: channels of every row; K is their sum.
-        center: float64 (K,), mean over the samples.
+        center: float64 (K,), what directions are seen from.
         directions: float32 (n, K), of length 1 within each row.
+        k: which neighbour counts, 1 for the nearest; the last where there are fewer.
     """
 
     extents: tuple[int, ...]
     center: Floats
     directions: NDArray[np.float32]
+    k: int = 1
 
     @classmethod
-    def fit(cls, means: Floats, extents: Sequence[int]) -> Self:
-        """Of channel means (n, K)."""
-        center = means.mean(0)
-        return cls(tuple(extents), center, _directions(means - center, extents))
+    def fit(cls, features: Floats, extents: Sequence[int], k: int = 1, *, centred: bool = True) -> Self:
+        """Of features (n, K), seen from their mean or, where they are not `centred`, from 0."""
+        center = features.mean(0) if centred else np.zeros(features.shape[1])
+        return cls(tuple(extents), center, _directions(features - center, extents), k)
 
-    def distances(self, means: Floats) -> Floats:
-        """d_r of channel means (N, K): float64 (N, R)."""
-        asked = _directions(means - self.center, self.extents)
-        distances = np.empty((len(means), len(self.extents)))
+    def distances(self, features: Floats) -> Floats:
+        """d_r of features (N, K): float64 (N, R)."""
+        asked = _directions(features - self.center, self.extents)
+        distances = np.empty((len(features), len(self.extents)))
+        place = max(0, len(self.directions) - self.k)
         for i, row in enumerate(_rows(self.extents)):
-            distances[:, i] = 1 - (asked[:, row] @ self.directions[:, row].T).max(1)
+            distances[:, i] = 1 - np.partition(asked[:, row] @ self.directions[:, row].T, place, axis=1)[:, place]
         return distances
 
 

@@ -2,7 +2,7 @@
 
     values      float32 (n, V)        of each sample the quantities of `request_values.py`, NaN where undefined
     mean, var   float64 (sum of C,)   of the channels of all reductions of the layout, over all elements of all samples
-    labels, held_out, center, directions
+    labels, held_out, center, directions, levels
                                       what anomaly scores need beside the values: the fields of `anomaly.py`'s `Evidence`
 
 Written by `models/reference.py`; the service compares traffic with it and scores single inputs against it.
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from models.artifact import REFERENCE, Artifact, ArtifactError
 from models.statistics.anomaly import AnomalyScorer, Evidence
+from models.statistics.channel_features import ChannelFeatures
 from models.statistics.layer_features import LayerFeatures
 from models.statistics.layers import SideLayout
 from models.statistics.moments import Floats
@@ -76,6 +77,8 @@ class Reference:
         try:
             with np.load(artifact.folder / REFERENCE, allow_pickle=False) as file:
                 known = {field: file[field] for field in (*_FIELDS, *_EVIDENCE) if field in file}
+            if _EVIDENCE[0] in known:  # files of before there were levels have none
+                known.setdefault("levels", np.zeros((len(known["directions"]), 0), np.float16))
             evidence = Evidence(*(known[field] for field in _EVIDENCE)) if _EVIDENCE[0] in known else None
             reference = cls(known["values"], known["mean"], known["var"], evidence)
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
@@ -90,26 +93,25 @@ class Reference:
 def _shapes(layout: SideLayout, known: Mapping[str, NDArray[Any]]) -> dict[str, tuple[int | None, ...]]:
     """What the shapes of the fields must be; None for an extent that nothing tells."""
     samples = len(known["values"]) if known["values"].ndim else None
-    channels = None if None in layout.channels else sum(extent or 0 for extent in layout.channels)
-    if channels is None and known["mean"].ndim:
-        channels = len(known["mean"])  # and var the same
+    all_channels = None if None in layout.channels else sum(extent or 0 for extent in layout.channels)
+    if all_channels is None and known["mean"].ndim:
+        all_channels = len(known["mean"])  # and var the same
     shapes: dict[str, tuple[int | None, ...]] = {
         "values": (None, value_count(len(layout.rows), len(layout.adds))),
-        "mean": (channels,),
-        "var": (channels,),
+        "mean": (all_channels,),
+        "var": (all_channels,),
     }
     if _EVIDENCE[0] not in known:
         return shapes
     features = LayerFeatures(layout)
-    directed = known["center"].size > 0
-    width = sum(features.extents) if directed else 0
-    rows = len(features.rows) if directed else 0
+    channels = ChannelFeatures.of(layout) if known["center"].size else ChannelFeatures(layout)
     finite = int(features.finite(known["values"]).sum()) if _fits(known["values"].shape, shapes["values"]) else None
     return shapes | {
         "labels": (samples,),
-        "held_out": (samples, len(layout.layers) + rows),
-        "center": (width,),
-        "directions": (finite, width),
+        "held_out": (samples, len(layout.layers) + len(channels.rows)),
+        "center": (sum(channels.extents),),
+        "directions": (finite, sum(channels.extents)),
+        "levels": (finite, channels.levels),
     }
 
 

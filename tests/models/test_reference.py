@@ -124,6 +124,7 @@ def test_every_field_must_fit_the_layers(artifact: Artifact, archive: Path) -> N
         "held_out": whole["held_out"][:, :0],
         "center": np.zeros(2),
         "directions": whole["directions"][1:],
+        "levels": whole["levels"][1:],
     }
     assert wrong.keys() == whole.keys()
     for name, array in wrong.items():
@@ -131,7 +132,7 @@ def test_every_field_must_fit_the_layers(artifact: Artifact, archive: Path) -> N
         with pytest.raises(ArtifactError, match=f"holds {name} of shape.*make it again" if name != "center" else "make it again"):
             Reference.load(made, layout)
         np.savez(made.folder / REFERENCE, allow_pickle=False, **{key: value for key, value in whole.items() if key != name})
-        if name != "labels":  # which tells files of before there were scores
+        if name not in ("labels", "levels"):  # which tell files of before there were scores, and of before there were levels
             with pytest.raises(ArtifactError, match="cannot be read; make it again"):
                 Reference.load(made, layout)
 
@@ -195,3 +196,15 @@ def test_an_interrupted_command_leaves_the_artifact_as_it_was(
         assert {path.name: path.read_bytes() for path in before.folder.iterdir()} == checked
         assert [path.name for path in before.folder.parent.iterdir()] == [before.folder.name]
     load_artifact(before.folder)
+
+
+def test_a_reference_of_before_there_were_levels_is_read(artifact: Artifact, archive: Path) -> None:
+    """It scores as it did, without them."""
+    made = add_reference(artifact, archive, least=1)
+    with np.load(made.folder / REFERENCE) as file:
+        earlier = {name: file[name] for name in file if name != "levels"}
+    np.savez(made.folder / REFERENCE, allow_pickle=False, **earlier)
+    reference = Reference.load(made, SideLayout(tuple(made.manifest.layers)))
+    assert reference is not None
+    assert reference.evidence is not None
+    assert reference.evidence.levels.shape == (40, 0)

@@ -7,6 +7,8 @@ from numpy.typing import NDArray
 from models.artifact import Layer
 from models.statistics import anomaly
 from models.statistics.anomaly import AnomalyScorer, Evidence, conformal_p_values
+from models.statistics.channel_distances import ChannelDistances
+from models.statistics.channel_features import ChannelFeatures
 from models.statistics.layer_features import LayerFeatures
 from models.statistics.layers import SideLayout
 from models.statistics.mahalanobis import MahalanobisDistance
@@ -41,23 +43,36 @@ LAYOUT = SideLayout(
 )
 ROWS, ADDS = len(LAYOUT.rows), len(LAYOUT.adds)
 FEATURES = LayerFeatures(LAYOUT)
+NONE = ChannelFeatures(LAYOUT)
+MEANS = ChannelFeatures.of(LAYOUT)
+PARTS = ChannelFeatures(LAYOUT, (LAYOUT.row_of["add", "sum"],), LAYOUT.row_of["first", "before"], rectified=True)
+WAYS = [NONE, MEANS, PARTS]
 
 
-def samples(random: np.random.Generator, n: int, shift: float = 0) -> tuple[NDArray[np.float32], Floats, NDArray[np.int64]]:
-    """Values (n, V), channel means (n, K) and labels of three classes; `shift` moves them all."""
+def samples(
+    random: np.random.Generator, n: int, shift: float = 0, channels: ChannelFeatures = MEANS
+) -> tuple[NDArray[np.float32], Floats, NDArray[np.int64]]:
+    """Values (n, V), features of channels (n, K) and labels of three classes; `shift` moves them all."""
     labels = random.integers(0, 3, n)
     centers = np.random.default_rng(7).standard_normal((3, value_count(ROWS, ADDS)))
     values = centers[labels] + random.standard_normal((n, value_count(ROWS, ADDS))) + shift
     values[:, ROWS : 3 * ROWS] = np.exp(0.3 * values[:, ROWS : 3 * ROWS])  # std and l2
     values[:, 3 * ROWS : 3 * ROWS + ADDS] = np.exp(values[:, 3 * ROWS : 3 * ROWS + ADDS])
-    means = random.standard_normal((n, 2 * _CHANNELS)) + shift
-    return values.astype(np.float32), means, labels
+    return values.astype(np.float32), random.standard_normal((n, channels.width)) + shift, labels
 
 
-def scorer_of(n: int, *, directions: bool, seed: int = 0) -> AnomalyScorer:
+def scorer_of(n: int, channels: ChannelFeatures, seed: int = 0) -> AnomalyScorer:
     """Fitted to n samples."""
-    values, means, labels = samples(np.random.default_rng(seed), n)
-    return AnomalyScorer(LAYOUT, values, Evidence.gather(FEATURES, values, means if directions else None, labels))
+    values, read, labels = samples(np.random.default_rng(seed), n, channels=channels)
+    return AnomalyScorer(LAYOUT, values, Evidence.gather(FEATURES, channels, values, read, labels))
+
+
+@pytest.fixture(params=WAYS, ids=["no channels", "means", "parts"])
+def channels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> ChannelFeatures:
+    """What is looked at of the channels: each way in turn, as if it were that of the model."""
+    looked_at: ChannelFeatures = request.param
+    monkeypatch.setattr(ChannelFeatures, "of", lambda layout: looked_at)
+    return looked_at
 
 
 def test_the_mahalanobis_distance_is_that_of_its_formula() -> None:
@@ -95,16 +110,18 @@ def test_a_feature_that_is_not_defined_takes_no_part() -> None:
     np.testing.assert_allclose(MahalanobisDistance.fit(partly, labels).location, partly[5:].mean(0))
 
 
-def test_the_distance_of_a_direction_is_that_to_the_nearest_sample() -> None:
-    """One less the largest cosine of centred channel means, row by row; a sample without direction is at distance 1."""
+@pytest.mark.parametrize(("k", "centred"), [(1, True), (3, False), (20, False)])
+def test_the_distance_of_a_direction_is_that_to_a_near_sample(*, k: int, centred: bool) -> None:
+    """One less the k-th largest cosine seen from the center, row by row, the last with fewer; without direction at distance 1."""
     random = np.random.default_rng(3)
-    means, asked = random.standard_normal((9, 5)) + 2, random.standard_normal((4, 5))
-    asked[3] = means.mean(0)
-    found = Neighbours.fit(means, (2, 3)).distances(asked)
+    known, asked = random.standard_normal((9, 5)) + 2, random.standard_normal((4, 5))
+    center = known.mean(0) if centred else np.zeros(5)
+    asked[3] = center
+    found = Neighbours.fit(known, (2, 3), k, centred=centred).distances(asked)
     for i, row in enumerate([slice(0, 2), slice(2, 5)]):
-        a, b = (each[:, row] - means.mean(0)[row] for each in (asked, means))
+        a, b = (each[:, row] - center[row] for each in (asked, known))
         cosines = [[x @ y / np.linalg.norm(x) / np.linalg.norm(y) for y in b] for x in a[:3]]
-        np.testing.assert_allclose(found[:3, i], 1 - np.max(cosines, axis=1), atol=1e-6)
+        np.testing.assert_allclose(found[:3, i], 1 - np.sort(cosines, axis=1)[:, -min(k, 9)], atol=1e-6)
     np.testing.assert_allclose(found[3], 1, atol=1e-6)
 
 
@@ -119,35 +136,41 @@ def test_features_are_without_dimension() -> None:
     np.testing.assert_allclose(FEATURES.of(scaled), expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("directions", [False, True])
-def test_the_score_is_that_of_its_definition(*, directions: bool) -> None:
-    """Each distance standardized by those of the reference, measured without the sample; the mean of both kinds."""
-    values, means, labels = samples(np.random.default_rng(0), 80)
-    evidence = Evidence.gather(FEATURES, values, means if directions else None, labels)
+def test_the_score_is_that_of_its_definition(channels: ChannelFeatures) -> None:
+    """Each distance standardized by those of the reference, measured without the sample; the mean of the kinds there are."""
+    values, read, labels = samples(np.random.default_rng(0), 80, channels=channels)
+    evidence = Evidence.gather(FEATURES, channels, values, read, labels)
     scorer = AnomalyScorer(LAYOUT, values, evidence)
-    asked, asked_means, _ = samples(np.random.default_rng(5), 6)
+    asked, asked_read, _ = samples(np.random.default_rng(5), 6, channels=channels)
     held_out = evidence.held_out.astype(np.float64)
     distance = MahalanobisDistance.fit(FEATURES.of(values), labels).contributions(FEATURES.of(asked)).sum(1)
     reference = held_out[:, :3].sum(1)
-    expected = (distance - reference.mean()) / reference.std()
-    if directions:
-        near = Neighbours.fit(means, (_CHANNELS, _CHANNELS)).distances(asked_means)
-        expected = (expected + ((near - held_out[:, 3:].mean(0)) / held_out[:, 3:].std(0)).mean(1)) / 2
-    found = scorer.score(asked, asked_means if directions else None)
-    np.testing.assert_allclose(found.score, expected, atol=2e-3)  # directions are kept as float16
+    kinds = [(distance - reference.mean()) / reference.std()]
+    end, rows = sum(channels.extents), len(channels.directed)
+    if rows:
+        near = Neighbours.fit(read[:, :end], channels.extents, channels.nearest, centred=not channels.rectified)
+        own = held_out[:, 3 : 3 + rows]
+        kinds.append(((near.distances(asked_read[:, :end]) - own.mean(0)) / own.std(0)).mean(1))
+    if channels.leveled is not None:
+        distance = MahalanobisDistance.fit(read[:, end:], labels).contributions(asked_read[:, end:]).sum(1)
+        kinds.append((distance - held_out[:, -1].mean()) / held_out[:, -1].std())
+    found = scorer.score(asked, asked_read)
+    np.testing.assert_allclose(found.score, np.mean(kinds, axis=0), atol=5e-3)  # features of channels are kept as float16
     np.testing.assert_allclose(found.contributions.sum(1), found.score, atol=1e-9)
     assert found.p_value.tolist() == [(1 + (scorer.reference_scores >= score).sum()) / 81 for score in found.score]
 
 
-def test_every_sample_of_the_reference_is_measured_by_a_fit_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_sample_of_the_reference_is_measured_by_a_fit_without_it(
+    monkeypatch: pytest.MonkeyPatch, channels: ChannelFeatures
+) -> None:
     """With as many folds as samples each distance is that of the fit to all others."""
     monkeypatch.setattr(anomaly, "_FOLDS", 12)
-    values, means, labels = samples(np.random.default_rng(6), 12)
-    held_out = Evidence.gather(FEATURES, values, means, labels).held_out
+    values, read, labels = samples(np.random.default_rng(6), 12, channels=channels)
+    held_out = Evidence.gather(FEATURES, channels, values, read, labels).held_out
     for i in range(12):
         others = np.arange(12) != i
         distance = MahalanobisDistance.fit(FEATURES.of(values[others]), labels[others]).contributions(FEATURES.of(values[~others]))
-        near = Neighbours.fit(means[others], (_CHANNELS, _CHANNELS)).distances(means[~others])
+        near = ChannelDistances.fit(channels, read[others], labels[others]).of(read[~others])
         np.testing.assert_allclose(
             held_out[i], np.concatenate([FEATURES.by_layer(distance), near], axis=1)[0], rtol=1e-4, atol=1e-5
         )
@@ -155,7 +178,7 @@ def test_every_sample_of_the_reference_is_measured_by_a_fit_without_it(monkeypat
 
 def test_a_layer_that_moves_contributes_most() -> None:
     """What is strange is named: the layer whose standard deviation is far from those of the reference."""
-    scorer = scorer_of(200, directions=True)
+    scorer = scorer_of(200, MEANS)
     values, means, _ = samples(np.random.default_rng(8), 20)
     row = LAYOUT.row_of["last", "before"]
     values[:, ROWS + row] *= 50
@@ -166,7 +189,7 @@ def test_a_layer_that_moves_contributes_most() -> None:
 
 def test_a_sample_that_is_not_finite_is_the_strangest() -> None:
     """Score infinity, from the layers that are not finite; others of the batch are not touched by it."""
-    scorer = scorer_of(100, directions=True)
+    scorer = scorer_of(100, MEANS)
     values, means, _ = samples(np.random.default_rng(9), 3)
     clean = scorer.score(values, means)
     values[1, LAYOUT.row_of["add", "sum"]] = np.nan
@@ -182,28 +205,20 @@ def test_samples_of_the_reference_that_are_not_finite_count_as_the_strangest() -
     """They are not fitted to, and every score is at most theirs: they raise the p-value, as exchangeability asks."""
     values, means, labels = samples(np.random.default_rng(0), 50)
     values[:5, 0] = np.nan
-    scorer = AnomalyScorer(LAYOUT, values, Evidence.gather(FEATURES, values, means, labels))
+    scorer = AnomalyScorer(LAYOUT, values, Evidence.gather(FEATURES, MEANS, values, means, labels))
     assert np.isinf(scorer.reference_scores).sum() == 5
     values[:, ROWS:] *= 1e3
     assert scorer.score(values[10:11], means[10:11] + 1e3).p_value[0] >= 6 / 51
     with pytest.raises(ValueError, match="1 samples have finite statistics"):
-        Evidence.gather(FEATURES, values[4:6], None, labels[4:6])
+        Evidence.gather(FEATURES, MEANS, values[4:6], means[4:6], labels[4:6])
 
 
-def test_channel_means_are_asked_for_where_they_are_needed() -> None:
-    """A score without the half of its evidence would be another score."""
-    scorer = scorer_of(30, directions=True)
-    with pytest.raises(ValueError, match="channel means"):
+def test_channels_are_asked_for_where_they_are_needed() -> None:
+    """A score without a part of its evidence would be another score."""
+    scorer = scorer_of(30, MEANS)
+    with pytest.raises(ValueError, match="features of channels"):
         scorer.score(samples(np.random.default_rng(0), 1)[0])
-    assert not scorer_of(30, directions=False).needs_channels
-
-
-def test_a_reference_keeps_directions_where_they_fit() -> None:
-    """Two bytes for each sample and channel of the sides after normalizations, 6 MiB in all."""
-    assert (FEATURES.rows, FEATURES.extents) == ([1, 6], [_CHANNELS, _CHANNELS])
-    assert FEATURES.has_room((6 << 20) // 16)
-    assert not FEATURES.has_room((6 << 20) // 16 + 1)
-    assert not LayerFeatures(SideLayout(LAYOUT.layers[1:2])).has_room(1)
+    assert not scorer_of(30, NONE).needs_channels
 
 
 def test_conformal_p_values_are_exact() -> None:
@@ -214,14 +229,13 @@ def test_conformal_p_values_are_exact() -> None:
     assert conformal_p_values(np.array([1.0, 1.5, 2.5]), np.array([1.0, 1.0, 2.0])).tolist() == [1, 0.5, 0.25]
 
 
-@pytest.mark.parametrize("directions", [False, True])
-def test_p_values_of_more_of_the_same_data_are_uniform(*, directions: bool) -> None:
+def test_p_values_of_more_of_the_same_data_are_uniform(channels: ChannelFeatures) -> None:
     """P(p <= a) is at most a over samples and references alike, within four standard errors."""
     p_values = []
     for seed in range(60):
-        scorer = scorer_of(99, directions=directions, seed=seed)
-        values, means, _ = samples(np.random.default_rng(1000 + seed), 10)
-        p_values += scorer.score(values, means).p_value.tolist()
+        scorer = scorer_of(99, channels, seed)
+        values, read, _ = samples(np.random.default_rng(1000 + seed), 10, channels=channels)
+        p_values += scorer.score(values, read).p_value.tolist()
     for a in (0.01, 0.05, 0.1, 0.2, 0.5):
         # samples that share a reference are correlated: its quantile at a has the error of its own n samples
         error = np.sqrt(a * (1 - a) * (1 / len(p_values) + 1 / (60 * 99)))

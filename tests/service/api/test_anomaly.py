@@ -62,7 +62,7 @@ def test_the_answer_is_that_of_the_reference(referenced: httpx.Client, repositor
     assert scorer.needs_channels
     for prediction in answer.json()["predictions"]:
         by_name = {layer["layer"]: layer for layer in prediction["layers"]}
-        shown = [layout.rows[row] for row in scorer.features.rows]
+        shown = [layout.rows[row] for row in scorer.channels.rows]
         means = np.concatenate([by_name[layer.layer][side]["channels"]["mean"] for layer, side in shown])
         found = scorer.score(values_of(layout, prediction["layers"]), means[None])
         anomaly = prediction["anomaly"]
