@@ -151,8 +151,8 @@ def _is_residual_branch(graph: Graph, residual: str, fork: str, *, alone: bool) 
 def _are_read_by(graph: Graph, tensors: Sequence[str], nodes: Sequence[onnx.NodeProto]) -> bool:
     """Whether these nodes are all that reads the values of the tensors."""
     known = {id(node) for node in nodes}
-    readers = (reader for tensor in tensors for reader in graph.readers(tensor))
-    return all(id(reader) in known or reader.op_type in _EXTENTS for reader in readers)
+    others = ((tensor, reader) for tensor in tensors for reader in graph.readers(tensor) if id(reader) not in known)
+    return all(reader.op_type in _EXTENTS or tensor not in value_inputs(reader) for tensor, reader in others)
 
 
 def _between(graph: Graph, tensor: str, fork: str) -> list[onnx.NodeProto]:

@@ -127,9 +127,10 @@ def test_a_projection_whose_norm_is_written_out() -> None:
     nodes = [
         node("Conv", "x w", "a"),
         node("Relu", "a", "r"),
+        node("CastLike", "scale r", "of_its_type"),  # as torch writes it; nothing reads values there
         node("Conv", "r w2", "f"),
         node("Conv", "x w3", "p"),
-        node("Mul", "p scale", "m"),
+        node("Mul", "p of_its_type", "m"),
         node("Add", "m shift", "n"),
         node("Add", "f n", "y"),
     ]
