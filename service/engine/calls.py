@@ -62,6 +62,9 @@ def outcomes_of(
 class Call:
     """A request with one job for each input. Whoever drops it sets `abandoned`; nothing new is begun for it then.
 
+    Its jobs know it, but it does not know them: as a ring they would keep their outcomes, tens of megabytes where these hold all
+    channels, until the interpreter looks for rings.
+
     Attributes:
         future: of the outcomes, in the order of the inputs; awaited by the request, so cancelled with it.
         deadline_ns: of `time.perf_counter_ns`, after which nothing is begun for it.
@@ -69,7 +72,7 @@ class Call:
             statistics. The mean, because inputs may be worked on beside each other: the sum could exceed the time that passed.
     """
 
-    def __init__(self, items: Sequence[Item], *, statistics: bool, timeout_s: float, channels: bool = False) -> None:
+    def __init__(self, inputs: int, *, statistics: bool, timeout_s: float, channels: bool = False) -> None:
         self.loop = asyncio.get_running_loop()
         self.future: asyncio.Future[list[Outcome]] = self.loop.create_future()
         self.statistics, self.channels = statistics, channels
@@ -77,7 +80,7 @@ class Call:
         self.deadline_ns = self.started_ns + int(timeout_s * 1e9)
         self.input_ns = self.infer_ns = self.output_ns = 0
         self.abandoned = False
-        self.jobs = [Job(self, i, item) for i, item in enumerate(items)]
+        self._inputs = inputs
         self._lock = threading.Lock()  # jobs of one call may run at once
         self._outcomes: dict[int, Outcome] = {}
         self._error: Exception | None = None
@@ -85,15 +88,15 @@ class Call:
     def spend(self, jobs: int, *, input_ns: int = 0, infer_ns: int = 0, output_ns: int = 0) -> None:
         """Adds work of this length on so many of the jobs to the times. On any thread."""
         with self._lock:
-            self.input_ns += input_ns * jobs // len(self.jobs)
-            self.infer_ns += infer_ns * jobs // len(self.jobs)
-            self.output_ns += output_ns * jobs // len(self.jobs)
+            self.input_ns += input_ns * jobs // self._inputs
+            self.infer_ns += infer_ns * jobs // self._inputs
+            self.output_ns += output_ns * jobs // self._inputs
 
     def finish(self, index: int, outcome: Outcome) -> bool:
         """Keeps the outcome of one job; true if it was the last. On any thread."""
         with self._lock:
             self._outcomes[index] = outcome
-            return len(self._outcomes) == len(self.jobs)
+            return len(self._outcomes) == self._inputs
 
     def fail(self, error: Exception) -> None:
         """Ends the call with an error; its other jobs are dropped. On any thread."""
@@ -106,7 +109,7 @@ class Call:
         if self._error is not None:
             self.future.set_exception(self._error)
         else:
-            self.future.set_result([self._outcomes[i] for i in range(len(self.jobs))])
+            self.future.set_result([self._outcomes[i] for i in range(self._inputs)])
 
 
 @dataclass(eq=False)

@@ -177,12 +177,12 @@ class ServedModel:
         limit_s = self._settings.request_timeout_s
         timeout_s = limit_s if timeout_s is None else min(timeout_s, limit_s)
         with self._inputs.hold(sum(map(self._elements, items))):
-            call = Call(items, statistics=statistics, channels=channels, timeout_s=timeout_s)
+            call = Call(len(items), statistics=statistics, channels=channels, timeout_s=timeout_s)
             batcher = self._watching if statistics else self._quick
             expiry = call.loop.call_later(timeout_s, _expire, call, timeout_s)
             try:
-                for job in call.jobs:
-                    self._enqueue(job, batcher)
+                for i, item in enumerate(items):
+                    self._enqueue(Job(call, i, item), batcher)
                 outcomes = await call.future
             except BaseException:
                 call.abandoned = True

@@ -13,7 +13,7 @@ from models.artifact import Artifact, load_artifact
 from models.postprocessing import rank, softmax
 from models.preprocessing import InvalidInputError
 from service.engine.batching import Batch, Batcher, BatchLimits, BatchResult, run_error, share
-from service.engine.calls import Call, Outcome
+from service.engine.calls import Call, Job, Outcome
 from service.engine.counters import Counters
 from service.engine.inputs import InputReader, Item, TensorInput
 from service.engine.model import ServedModel
@@ -86,10 +86,9 @@ def batched(
     batcher = Batcher("test", reader, held, counters, BatchLimits(max_size, max_elements, max_delay_s))
 
     def submit(*items: Item, timeout_s: float = 60) -> Call:
-        call = Call(items, statistics=False, timeout_s=timeout_s)
-        for job in call.jobs:
-            job.row = job.item if isinstance(job.item, TensorInput) else None
-            batcher.put(job)
+        call = Call(len(items), statistics=False, timeout_s=timeout_s)
+        for i, item in enumerate(items):
+            batcher.put(Job(call, i, item, item if isinstance(item, TensorInput) else None))
         return call
 
     async def main() -> None:
@@ -210,10 +209,9 @@ def test_a_batch_that_is_not_full_runs_once_its_oldest_has_waited(readers: dict[
 
     async def scenario(submit: Callable[..., Call], held: HeldRuns, batcher: Batcher) -> None:
         held.release()
-        other, old = submit(tokens(1)), Call([tokens(2)], statistics=False, timeout_s=2 * hour_s)
+        other, old = submit(tokens(1)), Call(1, statistics=False, timeout_s=2 * hour_s)
         old.started_ns -= int((hour_s - 0.02) * 1e9)
-        old.jobs[0].row = tokens(2)
-        batcher.put(old.jobs[0])
+        batcher.put(Job(old, 0, tokens(2), tokens(2)))
         assert [await outcomes_of(call) for call in (other, old)] == [[1], [2]]
 
     assert batched(readers["text"], scenario, max_size=4, max_delay_s=hour_s) == [[-1, 1, 2]]
@@ -295,9 +293,8 @@ def test_calls_of_a_closed_loop_end_nothing(readers: dict[str, InputReader], fai
     batcher = Batcher("test", readers["text"], held, Counters(), BatchLimits(4, 1000, 0))
 
     async def submit(first: int) -> Call:
-        call = Call([tokens(first)], statistics=False, timeout_s=60)
-        call.jobs[0].row = tokens(first)
-        batcher.put(call.jobs[0])
+        call = Call(1, statistics=False, timeout_s=60)
+        batcher.put(Job(call, 0, tokens(first), tokens(first)))
         return call
 
     async def answered() -> list[float]:
@@ -362,9 +359,8 @@ def test_runs_go_on_beside_each_other(readers: dict[str, InputReader]) -> None:
     async def main() -> None:
         calls = []
         for i in range(2):
-            call = Call([tokens(i)], statistics=False, timeout_s=60)
-            call.jobs[0].row = tokens(i)
-            batcher.put(call.jobs[0])
+            call = Call(1, statistics=False, timeout_s=60)
+            batcher.put(Job(call, 0, tokens(i), tokens(i)))
             held.began.acquire()
             calls.append(call)
         held.release()

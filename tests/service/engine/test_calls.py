@@ -1,12 +1,14 @@
 """The times of one request."""
 
 import asyncio
+import gc
+import weakref
 
-from service.engine.calls import Call
+from service.engine.calls import Call, Job, Outcome
 
 
 async def _call(inputs: int) -> Call:
-    return Call(["text"] * inputs, statistics=False, timeout_s=1)
+    return Call(inputs, statistics=False, timeout_s=1)
 
 
 def test_times_of_inputs_that_ran_beside_each_other_do_not_exceed_the_time_that_passed() -> None:
@@ -20,3 +22,21 @@ def test_times_of_inputs_that_ran_beside_each_other_do_not_exceed_the_time_that_
     single.spend(1, infer_ns=10)
     single.spend(1, infer_ns=10)
     assert single.infer_ns == 20
+
+
+def test_outcomes_go_as_soon_as_nobody_holds_them() -> None:
+    """A call and its jobs are no ring: with statistics of all channels its outcomes are tens of megabytes."""
+
+    async def answered() -> weakref.ref[Outcome]:
+        call = Call(1, statistics=True, timeout_s=1)
+        job = Job(call, 0, "text")
+        assert call.finish(job.index, Outcome((), None, None, False, None))
+        call.resolve()
+        (outcome,) = await call.future
+        return weakref.ref(outcome)
+
+    gc.disable()
+    try:
+        assert asyncio.run(answered())() is None
+    finally:
+        gc.enable()
