@@ -4,7 +4,7 @@ import ctypes
 import gc
 
 _M_MMAP_THRESHOLD = -3
-_LARGE_BYTES = 1 << 20
+_LARGE_BYTES = 1 << 22  # at 1 MiB photos and batches of them are mapped anew each time
 
 
 def give_back_large_arrays() -> None:
