@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from models.artifact import Layer
 from models.statistics import anomaly
 from models.statistics.anomaly import AnomalyScorer, Evidence, conformal_p_values
 from models.statistics.channel_distances import ChannelDistances
@@ -15,30 +14,16 @@ from models.statistics.mahalanobis import MahalanobisDistance
 from models.statistics.moments import Floats
 from models.statistics.neighbours import Neighbours
 from models.statistics.request_values import value_count
+from tests.layers import image_layer
 
 _CHANNELS = 4
 
 
-def _layer(name: str, kind: str, sides: tuple[str, ...]) -> Layer:
-    return Layer.model_validate(
-        {
-            "layer": name,
-            "kind": kind,
-            "shape": ["batch", _CHANNELS, 3, 3],
-            "channel_axis": 1,
-            "epsilon": None,
-            "gamma": None,
-            "beta": None,
-            "tensors": {side: f"{name}.{side}" for side in sides},
-        }
-    )
-
-
 LAYOUT = SideLayout(
     (
-        _layer("first", "batch_norm", ("before", "after")),
-        _layer("add", "residual_add", ("identity", "residual", "sum")),
-        _layer("last", "batch_norm", ("before", "after")),
+        image_layer("first", "batch_norm", _CHANNELS),
+        image_layer("add", "residual_add", _CHANNELS),
+        image_layer("last", "batch_norm", _CHANNELS),
     )
 )
 ROWS, ADDS = len(LAYOUT.rows), len(LAYOUT.adds)

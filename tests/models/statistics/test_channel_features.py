@@ -4,35 +4,20 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from models.artifact import Layer
 from models.statistics.channel_features import MOST_BYTES, ChannelFeatures, positive_parts
 from models.statistics.layers import BatchReducer, RunOutputs, SideLayout
 from models.statistics.moments import channel_moments
+from tests.layers import image_layer
 
-
-def _layer(name: str, kind: str, channels: int) -> Layer:
-    sides = ("identity", "residual", "sum") if kind == "residual_add" else ("before", "after")
-    return Layer.model_validate(
-        {
-            "layer": name,
-            "kind": kind,
-            "shape": ["batch", channels, 3, 3],
-            "channel_axis": 1,
-            "epsilon": None,
-            "gamma": None,
-            "beta": None,
-            "tensors": {side: f"{name}.{side}" for side in sides},
-        }
-    )
-
-
-FEW = SideLayout((_layer("first", "batch_norm", 4), _layer("add", "residual_add", 4), _layer("last", "layer_norm", 8)))
+FEW = SideLayout(
+    (image_layer("first", "batch_norm", 4), image_layer("add", "residual_add", 4), image_layer("last", "layer_norm", 8))
+)
 MANY = SideLayout(
     (
-        _layer("first", "batch_norm", 4),
-        _layer("second", "batch_norm", 4),
-        _layer("wide", "batch_norm", 1024),
-        *(_layer(f"add{i}", "residual_add", 6) for i in range(3)),
+        image_layer("first", "batch_norm", 4),
+        image_layer("second", "batch_norm", 4),
+        image_layer("wide", "batch_norm", 1024),
+        *(image_layer(f"add{i}", "residual_add", 6) for i in range(3)),
     )
 )
 
@@ -57,7 +42,7 @@ def test_of_many_channels_two_rows_are_looked_at() -> None:
 @pytest.mark.parametrize("kind", ["layer_norm", "residual_add"])
 def test_without_both_rows_none_is_looked_at(kind: str) -> None:
     """A large model without batch normalization, or one without residual adds."""
-    without = {"layer_norm": MANY.layers[:3], "residual_add": (_layer("wide", "layer_norm", 2000), *MANY.layers[3:])}[kind]
+    without = {"layer_norm": MANY.layers[:3], "residual_add": (image_layer("wide", "layer_norm", 2000), *MANY.layers[3:])}[kind]
     assert ChannelFeatures.of(SideLayout(tuple(without))).width == 0
 
 
