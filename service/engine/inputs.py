@@ -3,6 +3,7 @@
 A row has no batch axis, unless the model has none: then it is a whole request, and the only row of its feed.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -31,6 +32,9 @@ class TensorInput:
         """Numbers in the largest array."""
         return max((array.size for array in self.arrays), default=0)
 
+
+_MOST_PADDING = 0.2  # of the tokens of a run: more costs more time than a second run does
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # batches are short: handing texts to threads takes longer than tokenizing
 
 Item = bytes | str | TensorInput
 """An encoded image, a text, or a row that is ready."""
@@ -123,19 +127,20 @@ class InputReader:
         """Which of `rows` should share a run with `first`: the nearest in length, or those of its very shape.
 
         Returns:
-            indices, the best first, at most `max_rows` - 1, so that the feed holds at most `max_elements` numbers in an input.
+            indices, the best first, at most `max_rows` - 1, so that the feed holds at most `max_elements` numbers in an input, and
+            at most a fifth of its tokens are padding.
         """
         if not self.pads:
             shapes = [array.shape for array in first.arrays]
             room = min(max_rows, max_elements // max(first.elements, 1)) - 1
             alike = (i for i, row in enumerate(rows) if [array.shape for array in row.arrays] == shapes)
             return list(islice(alike, max(room, 0)))
-        length = first.elements
+        length = longest = tokens = first.elements
         chosen: list[int] = []
-        longest = length
         for i in sorted(range(len(rows)), key=lambda i: abs(rows[i].elements - length)):
-            longest = max(longest, rows[i].elements)
-            if len(chosen) + 1 >= max_rows or (len(chosen) + 2) * longest > max_elements:
+            longest, tokens = max(longest, rows[i].elements), tokens + rows[i].elements
+            taken = (len(chosen) + 2) * longest
+            if len(chosen) + 1 >= max_rows or taken > max_elements or taken - tokens > taken * _MOST_PADDING:
                 break
             chosen.append(i)
         return chosen
