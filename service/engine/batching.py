@@ -5,10 +5,11 @@ it is owns it alone, chooses a batch, passes the turn on and runs the batch. Who
 
 1. jobs of calls that were given up are dropped before they cost anything;
 2. texts that have just arrived are tokenized together;
-3. the oldest job runs together with those that fit it best: of its shape, or of similar length; threads that are idle get their
+3. the oldest job runs together with those that fit it best: of its shape, or of similar length; the other threads get their
    share, and when the few jobs that wait are all there is to do, one run gets all threads;
-4. a batch that fails runs again one by one, so that one poisonous input fails alone;
-5. calls that are complete are handed back, all of a batch with one wake-up of the event loop.
+4. photos are decoded by the thread that runs them, for others would take the cores from runs;
+5. a batch that fails runs again one by one, so that one poisonous input fails alone;
+6. calls that are complete are handed back, all of a batch with one wake-up of the event loop.
 
 Whatever goes wrong in between fails the calls that it concerns; the threads live as long as the batcher.
 """
@@ -87,7 +88,8 @@ class Batcher:
         self._waiting: list[Job] = []  # with their rows
         self._closed = False
         self._turn = threading.Lock()  # of all above but the inbox
-        self._running = 0
+        self._photo = reader.example()  # stands for photos that are not decoded yet: all have its shape
+        self._running = self._inputs = 0  # runs, and inputs in them
         self._count = threading.Lock()  # of what is running
         self._threads = [threading.Thread(target=self._work, name=f"run-{name}-{i}", daemon=True) for i in range(runs_at_once)]
         for thread in self._threads:
@@ -99,7 +101,7 @@ class Batcher:
         return self._inbox.qsize() + len(self._arrived) + len(self._waiting)
 
     def put(self, job: Job) -> None:
-        """Adds a job; its item is a text, or its row is there."""
+        """Adds a job; its item is a photo or a text, or its row is there."""
         self._inbox.put(job)
 
     def close(self) -> None:
@@ -125,16 +127,30 @@ class Batcher:
                 self._arrived, self._waiting = [], []
                 _give_up(jobs, error)
                 return True
-            with self._count:
-                self._running += 1
+            self._count_running(1, len(batch))
         try:
-            self._run_batch(batch, alone=alone)
+            _hand_back(self._run_batch(batch, alone=alone))
         except Exception as error:  # not of the run itself
             _give_up(batch, error)
         finally:
-            with self._count:
-                self._running -= 1
+            self._count_running(-1, -len(batch))
         return True
+
+    def run_here(self, job: Job) -> None:
+        """Runs a job at once, on the event loop of its call: for runs that take less time than waking a thread and being woken."""
+        self._count_running(1, 1)
+        try:
+            for ready in self._with_rows([job]):
+                _resolve(self._run_batch([ready], alone=False))
+        except Exception as error:
+            _give_up([job], error)
+        finally:
+            self._count_running(-1, -1)
+
+    def _count_running(self, runs: int, inputs: int) -> None:
+        with self._count:
+            self._running += runs
+            self._inputs += inputs
 
     def _take_arrivals(self) -> None:
         """Blocks until there is something to run; then takes all that has come, and waits for more as long as is allowed."""
@@ -166,7 +182,7 @@ class Batcher:
         return True
 
     def _with_rows(self, jobs: list[Job]) -> list[Job]:
-        """The jobs that can run, each with its row; a text that cannot be used fails its call."""
+        """The jobs that can run, each but photos with its row; a text that cannot be used fails its call."""
         texts = [(job, job.item) for job in jobs if isinstance(job.item, str)]
         if texts:
             start = time.perf_counter_ns()
@@ -179,7 +195,7 @@ class Batcher:
                     fail(job.call, row)
                 else:
                     job.row = row
-        return [job for job in jobs if job.row is not None]
+        return [job for job in jobs if job.row is not None or isinstance(job.item, bytes)]
 
     def _tokenized(self, texts: list[str]) -> Sequence[TensorInput | Exception]:
         """Rows, or errors in their place; where the tokenizer itself fails, of each text by itself."""
@@ -194,45 +210,59 @@ class Batcher:
     def _next_batch(self) -> tuple[list[Job], bool]:
         """The batch, and whether it is all there is to do."""
         first, others = self._waiting[0], self._waiting[1:]
-        size, alone = share(len(self._waiting), self._running, len(self._threads))
-        chosen = self._reader.compatible(
-            _row(first), [_row(job) for job in others], min(size, self._limits.max_size), self._limits.max_elements
-        )
+        size, alone = share(len(self._waiting), self._running, self._inputs, len(self._threads))
+        rows = [job.row or self._photo for job in self._waiting]
+        chosen = self._reader.compatible(rows[0], rows[1:], min(size, self._limits.max_size), self._limits.max_elements)
         batch = [first, *(others[i] for i in chosen)]
         taken = set(chosen)
         self._waiting = [job for i, job in enumerate(others) if i not in taken]
         return batch, alone
 
-    def _run_batch(self, batch: list[Job], *, alone: bool) -> None:
+    def _decoded(self, batch: list[Job]) -> list[Job]:
+        """The jobs that can run, all with their rows; a photo that cannot be used fails its call."""
+        for job in batch:
+            if isinstance(job.item, bytes) and job.row is None:
+                start = time.perf_counter_ns()
+                try:
+                    job.row = self._reader.image(job.item)
+                except Exception as error:  # also a decoder's own fault must reach the request that waits
+                    fail(job.call, error)
+                job.call.spend(1, input_ns=time.perf_counter_ns() - start)
+        return [job for job in batch if job.row is not None]
+
+    def _run_batch(self, batch: list[Job], *, alone: bool) -> list[Call]:
+        """Runs a batch; returns the calls that are complete now."""
+        if not (batch := self._decoded(batch)):
+            return []
         try:
             keep, channels = [job.call.statistics for job in batch], any(job.call.channels for job in batch)
             result = self._run(Batch([_row(job) for job in batch], keep, channels, alone))
         except Exception as error:  # whatever a graph does with an input that it was not made for
             if len(batch) > 1:
-                for job in _alive(batch):
-                    self._run_batch([job], alone=False)
-            else:
-                fail(batch[0].call, run_error(error))
-            return
+                return [call for job in _alive(batch) for call in self._run_batch([job], alone=False)]
+            fail(batch[0].call, run_error(error))
+            return []
         self._counters.count_run(len(batch), result.input_ns, result.infer_ns, result.output_ns)
         for call, count in Counter(job.call for job in batch).items():
             call.spend(count, input_ns=result.input_ns, infer_ns=result.infer_ns, output_ns=result.output_ns)
-        finished = [job.call for job, outcome in zip(batch, result.outcomes, strict=True) if job.call.finish(job.index, outcome)]
-        by_loop: dict[asyncio.AbstractEventLoop, list[Call]] = {}
-        for call in finished:
-            by_loop.setdefault(call.loop, []).append(call)
-        for loop, calls in by_loop.items():
-            _call_soon(loop, partial(_resolve, calls))
+        return [job.call for job, outcome in zip(batch, result.outcomes, strict=True) if job.call.finish(job.index, outcome)]
 
 
-def share(waiting: int, running: int, threads: int) -> tuple[int, bool]:
-    """How many of the inputs that wait one of the idle threads takes, and whether its run may use all threads.
+def share(waiting: int, runs: int, running: int, threads: int) -> tuple[int, bool]:
+    """How many of the inputs that wait a thread takes, and whether its run may use all threads.
 
-    It may if nothing is running and there is so little to do that half of the threads would stay idle.
+    It takes as many as leave all threads the same number: all that wait behind a long run would become a long run in turn, and what
+    comes meanwhile short ones. It may use all threads if nothing is running and half of them would stay idle.
+
+    Args:
+        waiting: inputs, at least one.
+        runs: that are going on.
+        running: inputs in them.
+        threads: of the batcher.
     """
-    if not running and 2 * waiting <= threads:
+    if not runs and 2 * waiting <= threads:
         return waiting, True
-    return -(-waiting // (threads - running)), False
+    return min(waiting, -(-(waiting + running) // threads)), False
 
 
 def fail(call: Call, error: Exception) -> None:
@@ -246,6 +276,15 @@ def _give_up(jobs: Iterable[Job], error: Exception) -> None:
     _log.error("the batcher failed", exc_info=error)
     for job in jobs:
         fail(job.call, error)
+
+
+def _hand_back(finished: Iterable[Call]) -> None:
+    """Wakes the requests of complete calls, from any thread."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[Call]] = {}
+    for call in finished:
+        by_loop.setdefault(call.loop, []).append(call)
+    for loop, calls in by_loop.items():
+        _call_soon(loop, partial(_resolve, calls))
 
 
 def _call_soon(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:

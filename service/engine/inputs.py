@@ -33,6 +33,7 @@ class TensorInput:
         return max((array.size for array in self.arrays), default=0)
 
 
+_USUAL_TOKENS = 32
 _MOST_PADDING = 0.2  # of the tokens of a run: more costs more time than a second run does
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # batches are short: handing texts to threads takes longer than tokenizing
 
@@ -68,9 +69,13 @@ class InputReader:
         )
 
     def example(self) -> TensorInput:
-        """A row that the model can run, to warm up."""
+        """A row of usual size that the model can run, to warm up."""
         extents = self._manifest.extents
-        side = self._preprocessing.crop if isinstance(self._preprocessing, ImagePreprocessing) else 1
+        side = 1
+        if isinstance(self._preprocessing, ImagePreprocessing):
+            side = self._preprocessing.crop
+        elif isinstance(self._preprocessing, TextPreprocessing):
+            side = min(_USUAL_TOKENS, self._preprocessing.max_length)
         arrays = []
         for spec in self._manifest.inputs:
             dynamic = [extent if isinstance(extent, int) else extents.get(str(extent), side) for extent in spec.shape]

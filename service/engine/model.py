@@ -1,5 +1,6 @@
 """A served model: photos, texts or tensors in, outcomes out. Prepares inputs off the event loop and hands them to its batchers."""
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -29,6 +30,8 @@ from service.statistics.sampling import Sampler
 from service.statistics.series import Series
 from service.statistics.sketches import Sketches
 from service.statistics.traffic import TrafficStatistics
+
+_SHORT_TEXT = 128  # characters
 
 
 @dataclass(frozen=True)
@@ -81,9 +84,11 @@ class ServedModel:
         del graph  # a copy of all weights
         all_counted = settings.statistics_sample == 1
         self._plain = self._tapped if all_counted else Sessions(prepare(artifact, settings.provider), threads, example)
+        self._runs_here = self._plain.quick and not settings.max_queue_delay_ms  # which asks to wait for others
         self._sampler = Sampler(settings.statistics_sample if self.manifest.layers else 0)
         name = f"{self.manifest.name}-{self.manifest.version}"
-        self._decoders = ThreadPoolExecutor(threads, thread_name_prefix=f"decode-{name}")
+        # one run at a time, on another device: then photos are decoded beside it
+        self._decoders = ThreadPoolExecutor(threads, thread_name_prefix=f"decode-{name}") if settings.provider != "cpu" else None
         self._reducers = ThreadPoolExecutor(threads, thread_name_prefix=f"reduce-{name}")
         self._usual_elements = self._reader.example().elements
         self._max_elements = max(settings.max_batch_elements, self._usual_elements)
@@ -181,8 +186,11 @@ class ServedModel:
             batcher = self._watching if statistics else self._quick
             expiry = call.loop.call_later(timeout_s, _expire, call, timeout_s)
             try:
-                for i, item in enumerate(items):
-                    self._enqueue(Job(call, i, item), batcher)
+                if not statistics and await self._is_alone(items):
+                    batcher.run_here(self._job(call, 0, items[0]))
+                else:
+                    for i, item in enumerate(items):
+                        self._enqueue(self._job(call, i, item), batcher)
                 outcomes = await call.future
             except BaseException:
                 call.abandoned = True
@@ -195,14 +203,27 @@ class ServedModel:
         self.counters.count_success(total, queued, call.input_ns, call.infer_ns, call.output_ns)
         return outcomes, Timing(total, queued, call.input_ns, call.infer_ns, call.output_ns)
 
+    async def _is_alone(self, items: Sequence[Item]) -> bool:
+        """Whether a short text or a small row, which takes no longer than waking a thread, is all that there is to do."""
+        if self._in_hand > 1 or not self._runs_here or len(items) > 1:
+            return False
+        (item,) = items
+        if isinstance(item, bytes) or (len(item) > _SHORT_TEXT if isinstance(item, str) else item.elements > self._usual_elements):
+            return False
+        await asyncio.sleep(0)  # requests that have come at the same moment have their turn to come in
+        return self._in_hand == 1
+
+    def _job(self, call: Call, index: int, item: Item) -> Job:
+        if isinstance(item, TensorInput):
+            self._check_size(item)
+            return Job(call, index, item, row=item)
+        return Job(call, index, item)
+
     def _enqueue(self, job: Job, batcher: Batcher) -> None:
-        if isinstance(job.item, bytes):
+        if isinstance(job.item, bytes) and self._decoders is not None:
             self._decoders.submit(self._decode, job, job.item, batcher)
-            return
-        if isinstance(job.item, TensorInput):
-            self._check_size(job.item)
-            job.row = job.item
-        batcher.put(job)
+        else:
+            batcher.put(job)
 
     def _decode(self, job: Job, data: bytes, batcher: Batcher) -> None:
         if job.call.abandoned:
@@ -268,7 +289,8 @@ class ServedModel:
         with self._places:
             self._closed = True
             self._places.wait_for(lambda: self._in_hand == 0)
-        self._decoders.shutdown()
+        if self._decoders is not None:
+            self._decoders.shutdown()
         for batcher in {self._watching, self._quick}:
             batcher.close()
         self._reducers.shutdown()

@@ -49,10 +49,10 @@ def test_large_tensors_read_at_once_are_bounded(tmp_path: Path) -> None:
 
 
 def test_tokenizing_holds_up_nobody(small_repository: SmallRepository) -> None:
-    """While the tokenizer is at work, requests for another model are answered."""
+    """While the tokenizer is at work on a long text, requests for another model are answered."""
     app = create_app(Settings(model_repository=small_repository.folder))
     with running_app(app) as client, held_calls(InputReader, "texts") as held, ThreadPoolExecutor(1) as clients:
-        answer = clients.submit(client.post, "/v1/models/text/predict", json={"inputs": "hello"})
+        answer = clients.submit(client.post, "/v1/models/text/predict", json={"inputs": "hello " * 100})
         held.began.acquire()
         assert post_image(client, image()).status_code == 200
         held.release()

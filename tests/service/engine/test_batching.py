@@ -12,11 +12,13 @@ import pytest
 from models.artifact import Artifact, load_artifact
 from models.postprocessing import rank, softmax
 from models.preprocessing import InvalidInputError
+from service.engine import session
 from service.engine.batching import Batch, Batcher, BatchLimits, BatchResult, run_error, share
 from service.engine.calls import Call, Job, Outcome
 from service.engine.counters import Counters
 from service.engine.inputs import InputReader, Item, TensorInput
 from service.engine.model import ServedModel
+from service.engine.session import RunResult
 from service.errors import DeadlineExceededError, InvalidRequestError, ModelRunError, OverloadedError
 from service.settings import Settings
 from tests.conftest import SmallRepository
@@ -127,6 +129,80 @@ def test_texts_of_similar_length_run_together(readers: dict[str, InputReader]) -
         assert [await outcomes_of(call) for call in calls] == [[0], [1], [2], [3]]
 
     assert batched(readers["text"], scenario, max_size=2) == [[0, 2], [1, 3]]
+
+
+def test_a_run_is_padded_by_a_fifth_at_most(readers: dict[str, InputReader]) -> None:
+    """Texts that would need more padding run by themselves: 10 and 8 tokens share a run, which 5 more do not join."""
+
+    async def scenario(submit: Callable[..., Call], held: HeldRuns, batcher: Batcher) -> None:
+        calls = [submit(tokens(i, length)) for i, length in enumerate([10, 5, 8, 5])]
+        held.release()
+        assert [await outcomes_of(call) for call in calls] == [[0], [1], [2], [3]]
+
+    assert batched(readers["text"], scenario) == [[0, 2], [1, 3]]
+
+
+def test_a_broken_photo_fails_alone(readers: dict[str, InputReader], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Photos are decoded by the thread that runs them; one that cannot be leaves its neighbours in their run."""
+
+    def decode(data: bytes) -> TensorInput:
+        if data == b"broken":
+            raise InvalidInputError("not an image", value=data, limit="an image", remedy="send one")
+        return pixels(len(data), side=readers["vision"].example().arrays[0].shape[-1])
+
+    async def scenario(submit: Callable[..., Call], held: HeldRuns, batcher: Batcher) -> None:
+        monkeypatch.setattr(readers["vision"], "image", decode)
+        good, broken, other, wholly_broken = submit(b"a"), submit(b"aa", b"broken"), submit(b"aaa"), submit(b"broken")
+        held.release()
+        assert [await outcomes_of(call) for call in (good, other)] == [[1], [3]]
+        for call in (broken, wholly_broken):
+            with pytest.raises(InvalidInputError, match="not an image"):
+                await call.future
+
+    assert batched(readers["vision"], scenario, max_size=8, max_elements=100_000) == [[1, 2, 3]]
+
+
+@pytest.mark.parametrize("row", [tokens(7), tokens(_POISON)])
+def test_a_run_on_the_event_loop(readers: dict[str, InputReader], row: TensorInput) -> None:
+    """Ends as one on a thread does, well or badly, before the call returns."""
+    held = HeldRuns()
+    held.release()
+    batcher = Batcher("test", readers["text"], held, Counters(), BatchLimits(4, 1000, 0))
+
+    async def main() -> None:
+        call = Call(1, statistics=False, timeout_s=60)
+        batcher.run_here(Job(call, 0, row, row))
+        assert held.batches == [[row.arrays[0][0]]]
+        if row.arrays[0][0] == _POISON:
+            with pytest.raises(ModelRunError, match="out of data bounds"):
+                await call.future
+        else:
+            assert call.future.done()
+            assert await outcomes_of(call) == [7]
+
+    try:
+        asyncio.run(main())
+    finally:
+        batcher.close()
+
+
+def test_a_fault_on_the_event_loop_fails_its_call(readers: dict[str, InputReader], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever goes wrong beside the run reaches the request that waits."""
+    held = HeldRuns()
+    held.release()
+    batcher = Batcher("test", readers["text"], held, Counters(), BatchLimits(4, 1000, 0))
+
+    async def main() -> None:
+        call = Call(1, statistics=False, timeout_s=60)
+        monkeypatch.setattr(call, "finish", Broken(call.finish, RuntimeError("a fault"), times=1))
+        batcher.run_here(Job(call, 0, tokens(1), tokens(1)))
+        with pytest.raises(RuntimeError, match="a fault"):
+            await call.future
+
+    try:
+        asyncio.run(main())
+    finally:
+        batcher.close()
 
 
 def test_images_of_different_size_never_share_a_run(readers: dict[str, InputReader]) -> None:
@@ -343,12 +419,20 @@ def test_a_request_is_answered_at_its_deadline(text_model: ServedModel) -> None:
 
 
 @pytest.mark.parametrize(
-    ("waiting", "running", "threads", "expected"),
-    [(1, 0, 2, (1, True)), (4, 0, 2, (2, False)), (4, 1, 2, (4, False)), (8, 0, 16, (8, True)), (9, 0, 16, (1, False))],
+    ("waiting", "runs", "running", "threads", "expected"),
+    [
+        (1, 0, 0, 2, (1, True)),
+        (4, 0, 0, 2, (2, False)),
+        (4, 1, 4, 2, (4, False)),
+        (7, 1, 1, 2, (4, False)),
+        (1, 1, 9, 2, (1, False)),
+        (8, 0, 0, 16, (8, True)),
+        (9, 0, 0, 16, (1, False)),
+    ],
 )
-def test_idle_threads_get_their_share(waiting: int, running: int, threads: int, expected: tuple[int, bool]) -> None:
-    """What waits is split between the idle threads, unless it is so little that one run on all threads is faster."""
-    assert share(waiting, running, threads) == expected
+def test_threads_share_the_work(waiting: int, runs: int, running: int, threads: int, expected: tuple[int, bool]) -> None:
+    """All threads get the same number of inputs, unless there are so few that one run on all threads is faster."""
+    assert share(waiting, runs, running, threads) == expected
 
 
 def test_runs_go_on_beside_each_other(readers: dict[str, InputReader]) -> None:
@@ -417,7 +501,8 @@ def test_an_answer_does_not_depend_on_its_batch(small_repository: SmallRepositor
     """Texts of different length alone and together: logits within 1e-5, statistics within the stated tolerances."""
     artifact = load_artifact(small_repository.folder / "text" / "1")
     served = ServedModel(artifact, Settings(statistics_sample=statistics_sample), threads=1)
-    texts = [SENTENCES[1], " ".join(SENTENCES), SENTENCES[0], SENTENCES[2]]
+    words = " ".join(SENTENCES).split()
+    texts = [" ".join(words[:count]) for count in (17, 15, 16, 14)]
     layers = artifact.manifest.layers
 
     async def scenario() -> tuple[list[Outcome], list[Outcome], list[Outcome]]:
@@ -439,6 +524,37 @@ def test_an_answer_does_not_depend_on_its_batch(small_repository: SmallRepositor
         assert other.statistics is not None
         assert quick.statistics is None
         assert_statistics_close(one.statistics.describe(layers, channels=False), other.statistics.describe(layers, channels=False))
+
+
+@pytest.mark.parametrize(
+    ("text", "delay_ms", "others", "here"),
+    [("hello", 0, 0, True), ("hello", 0, 1, False), ("hello", 1, 0, False), ("hello " * 50, 0, 0, False)],
+)
+def test_a_short_text_alone_runs_on_the_event_loop(
+    small_repository: SmallRepository, text: str, delay_ms: float, others: int, here: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a run takes less time than waking a thread; not if others are in hand or could come, nor if the text is long."""
+    monkeypatch.setattr(session, "_QUICK_S", 60)  # however busy the machine is
+    settings = Settings(statistics_sample=0, max_queue_delay_ms=delay_ms)
+    served = ServedModel(load_artifact(small_repository.folder / "text" / "1"), settings, threads=2)
+    threads = []
+    run = served._plain.run
+
+    def noted(*args: Any, **options: Any) -> RunResult:
+        threads.append(threading.current_thread())
+        return run(*args, **options)
+
+    monkeypatch.setattr(served._plain, "run", noted)
+    for _ in range(others + 1):
+        served.acquire()
+    try:
+        outcomes, _ = asyncio.run(served.predict([text], statistics=False))
+    finally:
+        for _ in range(others + 1):
+            served.release()
+        served.close()
+    assert len(outcomes) == 1
+    assert (threads == [threading.main_thread()]) == here
 
 
 @pytest.mark.parametrize(("shape", "pads"), [(["batch", "length", 8], False), (["batch", 8], True)])

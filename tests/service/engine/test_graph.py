@@ -56,6 +56,23 @@ def test_weights_that_stay_in_their_files(tmp_path: Path, monkeypatch: pytest.Mo
     assert described[0][0]["count"] == 5 * WIDTH
 
 
+def test_a_layer_norm_is_not_fused_with_the_addition_before_it(tmp_path: Path) -> None:
+    """ONNX Runtime would make one operator of both, which takes longer on the CPU."""
+    model = graph_of(
+        [
+            onnx.helper.make_node("Add", ["x", "b"], ["s"]),
+            onnx.helper.make_node("LayerNormalization", ["s", "gamma", "beta"], ["y"]),
+        ],
+        {"x": (onnx.TensorProto.FLOAT, ["batch", "length", WIDTH]), "b": (onnx.TensorProto.FLOAT, ["batch", "length", WIDTH])},
+        {"y": (onnx.TensorProto.FLOAT, ["batch", "length", WIDTH])},
+        {"gamma": weights(WIDTH), "beta": weights(WIDTH)},
+    )
+    onnx.save(model, tmp_path / "model.onnx")
+    prepared = prepare(import_graph(tmp_path / "model.onnx", tmp_path / "model" / "1", ImportOptions()))
+    assert isinstance(prepared.model, bytes)
+    assert [node.op_type for node in onnx.load_from_string(prepared.model).graph.node] == ["Add", "LayerNormalization"]
+
+
 @pytest.mark.parametrize("compiled", [True, False])
 def test_bfloat16_activations(compiled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Statistics are those of the bfloat16 numbers, in float32: by the compiled operator, and by numpy, which has no such type."""
