@@ -4,6 +4,7 @@ All variants of a row run one after the other in every round, on the same input,
 twice, of which the second run counts. The table shows the median of the ratios, and their first and third quartile. Inputs are
 those of the evaluation splits where the environment names local files (NORMSCOPE_IMAGENETTE, NORMSCOPE_CLINC150).
 
+    as served           the run of the service without statistics
     summary, channels   the run with the statistics of all layers, and with those of all channels, as arrays
     HTTP                a request to a server that samples nothing
     HTTP, as shipped    a request without statistics at default settings, to one to the server that samples nothing
@@ -94,6 +95,14 @@ class Watched:
         return f"{np.count_nonzero(found)} of {len(found)}"
 
 
+def usual_session(artifact: Artifact) -> onnxruntime.InferenceSession:
+    """The graph as ONNX Runtime runs it by itself; but its threads do not spin, which would take the cores from the next variant."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = _THREADS
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return onnxruntime.InferenceSession(artifact.model_path, options, providers=["CPUExecutionProvider"])
+
+
 def with_hooks(network: nn.Module) -> Callable[[Sample], object]:
     """A torch run whose hooks take the same statistics of both sides of every norm."""
 
@@ -129,9 +138,10 @@ def row(artifact: Artifact, items: Sequence[Item], batch: int, rounds: int, off:
     """Measures one model and batch size."""
     given = samples(artifact, items, batch)
     path = f"/v1/models/{artifact.manifest.name}/predict"
-    plain, watched = Session(prepare(artifact), _THREADS), Watched(artifact)
+    usual, plain, watched = usual_session(artifact), Session(prepare(artifact), _THREADS), Watched(artifact)
     compared: dict[str, Callable[[Sample], object]] = {
-        "onnxruntime": lambda sample: plain.run(sample.feed),
+        "onnxruntime": lambda sample: usual.run(None, dict(sample.feed)),
+        "as served": lambda sample: plain.run(sample.feed),
         "summary": watched.summary,
         "channels": watched.channels,
         "HTTP": posting(off, path),
@@ -158,7 +168,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(_THREADS)
     print(f"{_THREADS} threads, onnxruntime {onnxruntime.__version__}, torch {torch.__version__}; {inputs.origin()}")
-    columns = ["model, batch", "ms", "summary", "channels", "HTTP", "HTTP, as shipped", "HTTP, statistics", "torch", "torch, hooks"]
+    columns = ["model, batch", "ms", "as served", "summary", "channels", "HTTP", "HTTP, as shipped", "HTTP, statistics"]
+    columns += ["torch", "torch, hooks"]
     print(f"| {' | '.join(columns)} | second visit |\n|{' --- |' * (len(columns) + 1)}")
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
