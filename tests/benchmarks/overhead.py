@@ -96,7 +96,7 @@ class Watched:
 
 
 def usual_session(artifact: Artifact) -> onnxruntime.InferenceSession:
-    """The graph as ONNX Runtime runs it by itself; but its threads do not spin, which would take the cores from the next variant."""
+    """The graph as ONNX Runtime runs it by itself, but without spinning, which would take the cores from the next variant."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = _THREADS
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
