@@ -69,6 +69,10 @@ def held_runs() -> Iterator[HeldRuns]:
     held = HeldRuns()
 
     class HeldSessions(Sessions):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            self.quick = False  # the event loop must not wait for them
+
         def run(self, feed: Feed, *, alone: bool, channels: bool = False) -> RunResult:
             held(len(next(iter(feed.values()))))
             return super().run(feed, alone=alone, channels=channels)
