@@ -106,13 +106,15 @@ def loads() -> dict[str, list[tuple[int, Sequence[HttpRequest]]]]:
     long_texts = [" ".join(inputs.texts()[i : i + 40]) for i in range(0, 400, 40)]
     small = [HttpRequest(_PHOTO, "image/jpeg", photo) for photo in photos]
     large = [HttpRequest(_PHOTO, "image/jpeg", large_photo())]
-    texts = [HttpRequest.of_json(_TEXT, {"inputs": text}) for text in long_texts]
+    short, texts = ([HttpRequest.of_json(_TEXT, {"inputs": text}) for text in each] for each in (inputs.texts(), long_texts))
     many = [HttpRequest.of_json(_TEXT, {"inputs": long_texts})]
     arrays = [HttpRequest(_TEXT, "application/json", b'{"inputs":[' + b"[]," * 6_000_000 + b"1]}")]
     huge = [HttpRequest.of_json(_TEXT, {"inputs": "words " * 1_000_000})]
     return {
         "photos": [(8, small)],
         "photos of 12 megapixels": [(8, large)],
+        "short texts, one after the other": [(1, short)],
+        "short texts": [(64, short)],
         "long texts (some 2 kB)": [(64, texts)],
         "ten long texts in a request": [(16, many)],
         "texts of 6 MB": [(2, huge)],
