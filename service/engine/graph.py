@@ -20,12 +20,14 @@ from models.instrument.detached import detach_weights
 from models.instrument.graph_file import read_graph
 from models.instrument.observers import Observer, Pair, Reduction, add_observers
 from models.instrument.taps import UnknownTensorError, add_taps, widen
+from service.engine.weights import Weights
 from service.statistics.library import library
 
 Provider = Literal["cpu", "cuda"]
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _MOST_CHANNELS_OF_A_BLOCK = 64
 _MOST_BYTES = 1 << 30  # of a model that is changed as one piece; protobuf ends at 2 GiB
+_SMALL = 1 << 10  # elements of weights of which each session may have its own
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class PreparedGraph:
         observers: nodes that reduce tensors; with any, the graph has the input and the outputs that `observers.py` names.
         optimized: whether ONNX Runtime has optimized it already.
         weights: the folder of the weights that `model` does not hold.
-        shared: large weights by name that all its sessions read in place, instead of a copy of what `model` holds.
+        shared: weights by name that all its sessions read in place, instead of a copy of what `model` holds.
     """
 
     model: bytes | Path
@@ -111,9 +113,15 @@ def check_started(provider: Provider, started: Sequence[str]) -> None:
 
 
 def prepare(
-    artifact: Artifact, provider: Provider = "cpu", reductions: Sequence[Reduction] = (), pairs: Sequence[Pair] = ()
+    artifact: Artifact,
+    provider: Provider = "cpu",
+    reductions: Sequence[Reduction] = (),
+    pairs: Sequence[Pair] = (),
+    held: Weights | None = None,
 ) -> PreparedGraph:
     """The graph of an artifact, in which `reductions` and the dot products of `pairs` are watched; none leaves it as it is.
+
+    Its weights are `held` with those of other graphs of the artifact.
 
     Raises:
         ArtifactError: the graph cannot be read, or a tensor is not in it.
@@ -125,9 +133,9 @@ def prepare(
         if not reductions:
             if provider != "cpu" or size > _MOST_BYTES:
                 return PreparedGraph(path, outputs, provider)
-            return _optimize(PreparedGraph(onnx.load(path).SerializeToString(), outputs, provider))
+            return _optimize(PreparedGraph(onnx.load(path).SerializeToString(), outputs, provider), held)
         if size <= _MOST_BYTES:
-            return watch(onnx.load(path), outputs, provider, reductions, pairs)
+            return watch(onnx.load(path), outputs, provider, reductions, pairs, held=held)
         return watch(read_graph(path), outputs, provider, reductions, pairs, weights=artifact.folder)
     except UnknownTensorError as error:
         raise ArtifactError(str(error)) from error
@@ -144,6 +152,7 @@ def watch(
     reductions: Sequence[Reduction],
     pairs: Sequence[Pair],
     weights: Path | None = None,
+    held: Weights | None = None,
 ) -> PreparedGraph:
     """A graph, which may be changed, with what is to be watched in it.
 
@@ -155,6 +164,7 @@ def watch(
         reductions: what is watched.
         pairs: residual adds whose dot products are watched.
         weights: see `model`.
+        held: those of other graphs, with which it shares what is equal.
 
     Raises:
         UnknownTensorError: a tensor is not in it.
@@ -169,10 +179,10 @@ def watch(
     widened = widen(model, taps)
     proto = add_taps(model, [widened.get(tap, tap) for tap in taps]).SerializeToString()
     graph = PreparedGraph(proto, outputs, provider, tuple(taps), tuple(observers), widened=widened, weights=weights)
-    return _optimize(graph) if provider == "cpu" and weights is None else graph
+    return _optimize(graph, held) if provider == "cpu" and weights is None else graph
 
 
-def _optimize(graph: PreparedGraph) -> PreparedGraph:
+def _optimize(graph: PreparedGraph, held: Weights | None) -> PreparedGraph:
     """The same, optimized once for all its sessions, which share its weights: those of the shipped ResNet-50 take 94 MB.
 
     Its observers read ONNX Runtime's blocked layout, where it uses that.
@@ -187,7 +197,7 @@ def _optimize(graph: PreparedGraph) -> PreparedGraph:
     if graph.observers and (block := _block()) is not None:
         read_blocked(model, block)
     proto = model.SerializeToString()
-    shared = {name: onnxruntime.OrtValue.ortvalue_from_numpy(weight) for name, weight in detach_weights(model).items()}
+    shared = (held or Weights()).hold(detach_weights(model, _SMALL))
     return replace(graph, model=proto, optimized=True, shared=shared)
 
 

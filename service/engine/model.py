@@ -23,6 +23,7 @@ from service.engine.inputs_in_hand import InputsInHand
 from service.engine.interior import Interior
 from service.engine.running import running_moments
 from service.engine.session import Sessions
+from service.engine.weights import Weights
 from service.errors import DeadlineExceededError, InvalidRequestError, OverloadedError
 from service.settings import Settings
 from service.statistics.sampling import Sampler
@@ -75,12 +76,15 @@ class ServedModel:
         self._settings = settings
         self._reader = InputReader(artifact, settings.max_image_pixels)
         example = self._reader.feed([self._reader.example()])
-        graph = prepare(artifact, settings.provider, self.layout.reductions, self.layout.pairs)
+        weights = Weights()
+        graph = prepare(artifact, settings.provider, self.layout.reductions, self.layout.pairs, held=weights)
         self._tapped = Sessions(graph, threads, example)
         self._reducer = BatchReducer(self.layout, graph.observers)
         del graph  # a copy of all weights
         all_counted = settings.statistics_sample == 1
-        self._plain = self._tapped if all_counted else Sessions(prepare(artifact, settings.provider), threads, example)
+        self._plain = (
+            self._tapped if all_counted else Sessions(prepare(artifact, settings.provider, held=weights), threads, example)
+        )
         self._sampler = Sampler(settings.statistics_sample if self.manifest.layers else 0)
         name = f"{self.manifest.name}-{self.manifest.version}"
         self._decoders = ThreadPoolExecutor(threads, thread_name_prefix=f"decode-{name}")
