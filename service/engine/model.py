@@ -10,6 +10,7 @@ from functools import cached_property
 import numpy as np
 
 from models.artifact import Artifact, Manifest
+from models.statistics.anomaly import AnomalyScorer
 from models.statistics.drift import ReferenceRanks
 from models.statistics.layers import BatchReducer, RunOutputs, SideLayout
 from models.statistics.reference import Reference
@@ -69,7 +70,6 @@ class ServedModel:
         self.manifest = artifact.manifest
         self.layout = SideLayout(tuple(self.manifest.layers))
         self.reference = Reference.load(artifact, self.layout)
-        self.scorer = self.reference.scorer(self.layout) if self.reference is not None else None
         self.running = running_moments(artifact)
         self.ranks = None if self.reference is None else ReferenceRanks.of(self.reference.values, len(self.layout.rows))
         self.counters = Counters()
@@ -109,6 +109,11 @@ class ServedModel:
         self._closed = False
         self.traffic = traffic_of(self.manifest, self.layout)  # last, for a model that cannot be loaded never releases it
         self.traffic.ranks = self.ranks
+
+    @cached_property
+    def scorer(self) -> AnomalyScorer | None:
+        """What scores inputs against the reference, if it can; made when somebody first asks, which takes a moment, and kept."""
+        return None if self.reference is None else self.reference.scorer(self.layout)
 
     @cached_property
     def reference_sketches(self) -> Sketches | None:
