@@ -27,7 +27,7 @@ Provider = Literal["cpu", "cuda"]
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _MOST_CHANNELS_OF_A_BLOCK = 64
 _MOST_BYTES = 1 << 30  # of a model that is changed as one piece; protobuf ends at 2 GiB
-_SMALL = 1 << 10  # elements of weights of which each session may have its own
+_SMALL = 1 << 12  # elements of weights of which each session has its own
 
 
 @dataclass(frozen=True)
