@@ -80,7 +80,6 @@ class ServedModel:
         graph = prepare(artifact, settings.provider, self.layout.reductions, self.layout.pairs, held=weights)
         self._tapped = Sessions(graph, threads, example)
         self._reducer = BatchReducer(self.layout, graph.observers)
-        del graph  # a copy of all weights
         all_counted = settings.statistics_sample == 1
         self._plain = (
             self._tapped if all_counted else Sessions(prepare(artifact, settings.provider, held=weights), threads, example)
