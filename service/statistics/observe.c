@@ -3,7 +3,7 @@
  * Inputs: x float32 (N, ...); optional scale and shift float32 (C), identity float32 like x, mask int64 (N, M) of tokens; columns int64 (K + 1)
  * and listed float32 (N, 6, columns[K]), where the K observers of a graph list their channels, or both empty; optional divisor float32 (C).
  * Attributes: layout (below), block, channels (the extent C, where the tensor is padded), sum (whether the sum is a row), number (its own).
- * Rows: x, divided by divisor if there is one; with scale y = scale * x + shift per channel, whose moments follow from those of x but for the
+ * Rows: x, or x / divisor if there is one; with scale y = scale * x + shift per channel, whose moments follow from those of x but for the
  * zeros; with identity the identity; with sum y + identity (x + identity without scale), which is made on the way and never stored.
  * Output: summary double (N, 7 * rows + 3): for each row count, mean, m2 = sum((a - mean)^2), minimum, maximum, zeros, nonfinite; then
  * l2(y) / l2(identity) and the cosine of both, NaN where they are undefined; then C.
