@@ -22,6 +22,7 @@ from service.engine.graph import prepare
 from service.engine.inputs import InputReader, Item, TensorInput
 from service.engine.inputs_in_hand import InputsInHand
 from service.engine.interior import Interior
+from service.engine.memory import give_back_free_memory
 from service.engine.running import running_moments
 from service.engine.session import Sessions
 from service.engine.weights import Weights
@@ -112,7 +113,9 @@ class ServedModel:
     @cached_property
     def scorer(self) -> AnomalyScorer | None:
         """What scores inputs against the reference, if it can; made when somebody first asks, which takes a moment, and kept."""
-        return None if self.reference is None else self.reference.scorer(self.layout)
+        scorer = None if self.reference is None else self.reference.scorer(self.layout)
+        give_back_free_memory()
+        return scorer
 
     @cached_property
     def reference_sketches(self) -> Sketches | None:
