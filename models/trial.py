@@ -94,7 +94,7 @@ class TrialSession:
         options.log_severity_level = 4
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights))
         try:
-            tapped = add_taps(model, self._names.values()).SerializeToString()
+            tapped = add_taps(model, list(self._names.values())).SerializeToString()
             self._session = onnxruntime.InferenceSession(tapped, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's and protobuf's exceptions share no base
             raise TrialError(f"ONNX Runtime {onnxruntime.__version__} cannot load the graph: {error}") from error

@@ -11,15 +11,15 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
-_LEAST_ELEMENTS = 1 << 16  # as `read_graph`: parameters of normalizations stay
+_LARGE = 1 << 16  # elements, as `read_graph`: parameters of normalizations stay
 _DETACHED = (TensorProto.FLOAT, TensorProto.FLOAT16)
 
 
-def detach_weights(model: onnx.ModelProto) -> dict[str, NDArray[np.floating]]:
-    """Takes the values of all large floating initializers out of a model, in place: name -> value."""
+def detach_weights(model: onnx.ModelProto, most_kept: int = _LARGE) -> dict[str, NDArray[np.floating]]:
+    """Takes the values of all floating initializers of more than so many elements out of a model, in place: name -> value."""
     weights = {}
     for tensor in model.graph.initializer:
-        if tensor.data_type not in _DETACHED or math.prod(tensor.dims) <= _LEAST_ELEMENTS:
+        if tensor.data_type not in _DETACHED or math.prod(tensor.dims) <= most_kept:
             continue
         weights[tensor.name] = numpy_helper.to_array(tensor)
         for content in ("raw_data", "float_data", "int32_data"):

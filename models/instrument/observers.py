@@ -8,14 +8,15 @@ Rules, for tensors of float32 (others are converted by a Cast of their own) with
     2. The sum of two float32 tensors of one shape is made by the observer on the way: the graph's own Add may be fused with others.
     3. A BatchNormalization at inference is `scale * x + shift` per channel: its output follows from its input, and is not read. Not
        the other way: dividing by a small scale loses what is divided. Nor where scale * mean is so large against gamma and beta
-       that the rounding of scale and shift alone, which is ONNX Runtime's own affair, would be seen.
+       that the rounding of scale and shift alone, which is ONNX Runtime's own affair, would be seen. Its scale goes into the
+       convolution before it where `folding.py` can do that; the observer then divides by it.
     4. Each other tensor has an observer of its own.
     5. What no rule covers (other types, other axes, an unknown rank, a mask over other than (N, L, C)) is left to the caller, who
        can make it an output of the graph.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +24,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from models.instrument.folding import fold_scale
 from models.instrument.graph import Dimension, Graph
 from models.instrument.shapes import infer_shapes
 
@@ -84,9 +86,12 @@ class ChannelList:
 
 @dataclass(frozen=True)
 class _Affine:
+    """after = scale * tensor + shift, of the tensor that the graph holds: `source`, or where it was folded divisor * source."""
+
     source: Reduction
     scale: NDArray[np.float32]
     shift: NDArray[np.float32]
+    divisor: NDArray[np.float32] | None = None
 
 
 def add_observers(model: onnx.ModelProto, reductions: Sequence[Reduction], pairs: Sequence[Pair]) -> list[Observer]:
@@ -133,6 +138,7 @@ class _Builder:
         self._covered: set[Reduction] = set()
         found = [(after, self._find_affine(after)) for after in reductions]
         self._affine = {affine.source: (after, affine) for after, affine in found if affine}
+        self._folded: dict[str, _Affine] = {}
         self._casts: dict[str, str] = {}
 
     def observe_pair(self, pair: Pair) -> None:
@@ -200,9 +206,10 @@ class _Builder:
             LISTED,
         ]
         if affine:
-            for i, (kind, value) in enumerate((("scale", affine.scale), ("shift", affine.shift)), start=1):
-                inputs[i] = f"{name}.{kind}"
-                self._model.graph.initializer.append(numpy_helper.from_array(value, inputs[i]))
+            affine = self._fold(affine, rows[1])
+            inputs[1:3] = self._constant(f"{name}.scale", affine.scale), self._constant(f"{name}.shift", affine.shift)
+            if affine.divisor is not None:
+                inputs.append(self._constant(f"{name}.divisor", affine.divisor))
         attributes: dict[str, Any] = {
             "layout": CHANNELS_LAST if last else CHANNELS_FIRST,
             "block": 0,
@@ -214,6 +221,21 @@ class _Builder:
         self._model.graph.node.append(node)
         self.observers.append(Observer(rows, pair))
         self._covered |= set(rows)
+
+    def _constant(self, name: str, value: NDArray[np.float32]) -> str:
+        self._model.graph.initializer.append(numpy_helper.from_array(value, name))
+        return name
+
+    def _fold(self, affine: _Affine, after: Reduction) -> _Affine:
+        """With the scale in the weights where the rules of `folding.py` allow it and nobody else watches the source."""
+        tensor = affine.source.tensor
+        if tensor not in self._folded:
+            norm = self._graph.producer(after.tensor)
+            alone = sum(each.tensor == tensor for each in self._wanted) == 1
+            divisor = fold_scale(self._model, self._graph, norm, affine.shift) if norm is not None and alone else None
+            ones = np.ones_like(affine.scale)
+            self._folded[tensor] = affine if divisor is None else replace(affine, scale=ones, divisor=divisor)
+        return self._folded[tensor]
 
     def _shape(self, reduction: Reduction) -> list[Dimension] | None:
         return self._graph.shape(reduction.tensor)

@@ -1,6 +1,6 @@
 """Adds taps: a model and tensor names in, the same model with those tensors as further outputs out. Changes no node."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import onnx
 from onnx import TensorProto, helper
@@ -14,7 +14,7 @@ class UnknownTensorError(ValueError):
     """A tap names a tensor that the graph does not make."""
 
 
-def add_taps(model: onnx.ModelProto, tensors: Iterable[str]) -> onnx.ModelProto:
+def add_taps(model: onnx.ModelProto, tensors: Sequence[str]) -> onnx.ModelProto:
     """A copy of the model with each of `tensors` (of any shape) as an output after its own, in the given order.
 
     Raises:
@@ -24,7 +24,7 @@ def add_taps(model: onnx.ModelProto, tensors: Iterable[str]) -> onnx.ModelProto:
     tapped.CopyFrom(model)
     made = {name for node in tapped.graph.node for name in node.output} | {value.name for value in tapped.graph.input}
     present = {value.name for value in tapped.graph.output}
-    types = _types(model)
+    types = _types(model) if tensors else {}
     for name in dict.fromkeys(tensors):
         if name not in made:
             raise UnknownTensorError(f"the graph has no tensor {name!r}; export and inspect the model again")
@@ -37,13 +37,13 @@ def add_taps(model: onnx.ModelProto, tensors: Iterable[str]) -> onnx.ModelProto:
     return tapped
 
 
-def widen(model: onnx.ModelProto, tensors: Iterable[str]) -> dict[str, str]:
+def widen(model: onnx.ModelProto, tensors: Sequence[str]) -> dict[str, str]:
     """Adds, in place, a Cast to float32 after each of `tensors` that is bfloat16, which numpy does not have.
 
     Returns:
         for each such tensor, the name of the other.
     """
-    types = _types(model)
+    types = _types(model) if tensors else {}
     widened = {name: _WIDENED + name for name in tensors if types.get(name) == TensorProto.BFLOAT16}
     for name, other in widened.items():
         model.graph.node.append(helper.make_node("Cast", [name], [other], to=TensorProto.FLOAT))

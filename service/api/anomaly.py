@@ -12,7 +12,7 @@ _MOST_LAYERS = 5
 
 
 def scorer_of(served: ServedModel) -> AnomalyScorer:
-    """What scores inputs of a model.
+    """What scores inputs of a model; the first call takes a moment, and is not for the event loop.
 
     Raises:
         NoReferenceError: it has no reference, or one of before there were scores.

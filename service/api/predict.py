@@ -64,7 +64,7 @@ async def predict(request: Request, model: str) -> Response:
     query = read_query(request, PredictQuery)
     with state.repository.reserve(model, query.version) as served:
         manifest = served.manifest
-        scorer = scorer_of(served) if query.anomaly else None
+        scorer = await run_in_threadpool(scorer_of, served) if query.anomaly else None
         everything = query.statistics == "none" and query.layers == "*"  # then nothing reads the choice
         chosen = [] if everything else choose_layers(manifest.layers, query.layers, model)
         inputs = await read_inputs(request, manifest, state.settings)

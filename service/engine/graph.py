@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 import onnx
 import onnxruntime
+from numpy.typing import NDArray
 
 from models.artifact import Artifact, ArtifactError
 from models.instrument.blocked import layout_probe, read_blocked
@@ -20,6 +21,7 @@ from models.instrument.detached import detach_weights
 from models.instrument.graph_file import read_graph
 from models.instrument.observers import Observer, Pair, Reduction, add_observers
 from models.instrument.taps import UnknownTensorError, add_taps, widen
+from service.engine.weights import Weights
 from service.statistics.library import library
 
 Provider = Literal["cpu", "cuda"]
@@ -27,6 +29,7 @@ _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _SLOWER = ["SkipLayerNormFusion"]  # on the CPU: an addition and a layer normalization take less time than both in one
 _MOST_CHANNELS_OF_A_BLOCK = 64
 _MOST_BYTES = 1 << 30  # of a model that is changed as one piece; protobuf ends at 2 GiB
+_SMALL = 1 << 12  # elements of weights of which each session has its own
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class PreparedGraph:
         observers: nodes that reduce tensors; with any, the graph has the input and the outputs that `observers.py` names.
         optimized: whether ONNX Runtime has optimized it already.
         weights: the folder of the weights that `model` does not hold.
-        shared: large weights by name that all its sessions read in place, instead of a copy of what `model` holds.
+        shared: weights by name that `model` does not hold either; those of an optimized graph all its sessions read in place.
     """
 
     model: bytes | Path
@@ -70,8 +73,10 @@ class PreparedGraph:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         if self.weights is not None:
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(self.weights))
-        for name, value in self.shared.items():
-            options.add_initializer(name, value)
+        if self.shared:
+            options.add_external_initializers(list(self.shared), list(self.shared.values()))
+        for name, value in self.shared.items() if self.optimized else ():
+            options.add_initializer(name, value)  # in place of the copy
         providers = list(dict.fromkeys([_PROVIDERS[self.provider], _PROVIDERS["cpu"]]))  # the CPU for what the other cannot do
         model = self.model if isinstance(self.model, bytes) else str(self.model)
         try:
@@ -80,7 +85,7 @@ class PreparedGraph:
             raise ArtifactError("ONNX Runtime cannot load the graph; export or import the model again") from error
         check_started(self.provider, session.get_providers())
         session.disable_fallback()  # a run that fails would go on, on the CPU, for ever
-        session._model_bytes = None  # a copy of all weights, kept for that alone
+        session._model_bytes = None  # a copy of the graph, kept for that alone
         return session
 
 
@@ -112,9 +117,15 @@ def check_started(provider: Provider, started: Sequence[str]) -> None:
 
 
 def prepare(
-    artifact: Artifact, provider: Provider = "cpu", reductions: Sequence[Reduction] = (), pairs: Sequence[Pair] = ()
+    artifact: Artifact,
+    provider: Provider = "cpu",
+    reductions: Sequence[Reduction] = (),
+    pairs: Sequence[Pair] = (),
+    held: Weights | None = None,
 ) -> PreparedGraph:
     """The graph of an artifact, in which `reductions` and the dot products of `pairs` are watched; none leaves it as it is.
+
+    Its weights are held once with those of other graphs of the artifact that were prepared with the same `held`.
 
     Raises:
         ArtifactError: the graph cannot be read, or a tensor is not in it.
@@ -123,12 +134,10 @@ def prepare(
     outputs = tuple(spec.name for spec in artifact.manifest.outputs)
     size = sum((artifact.folder / name).stat().st_size for name in artifact.manifest.files)
     try:
-        if not reductions:
-            if provider != "cpu" or size > _MOST_BYTES:
-                return PreparedGraph(path, outputs, provider)
-            return _optimize(PreparedGraph(onnx.load(path).SerializeToString(), outputs, provider))
+        if not reductions and (provider != "cpu" or size > _MOST_BYTES):
+            return PreparedGraph(path, outputs, provider)
         if size <= _MOST_BYTES:
-            return watch(onnx.load(path), outputs, provider, reductions, pairs)
+            return watch(onnx.load(path), outputs, provider, reductions, pairs, held=held)
         return watch(read_graph(path), outputs, provider, reductions, pairs, weights=artifact.folder)
     except UnknownTensorError as error:
         raise ArtifactError(str(error)) from error
@@ -145,6 +154,7 @@ def watch(
     reductions: Sequence[Reduction],
     pairs: Sequence[Pair],
     weights: Path | None = None,
+    held: Weights | None = None,
 ) -> PreparedGraph:
     """A graph, which may be changed, with what is to be watched in it.
 
@@ -156,40 +166,50 @@ def watch(
         reductions: what is watched.
         pairs: residual adds whose dot products are watched.
         weights: see `model`.
+        held: those of other graphs, with which it shares what is equal.
 
     Raises:
         UnknownTensorError: a tensor is not in it.
         ArtifactError: ONNX Runtime cannot load it.
     """
-    observers = add_observers(model, reductions, pairs) if provider == "cpu" and library() else []
+    observers = add_observers(model, reductions, pairs) if reductions and provider == "cpu" and library() else []
     seen = {row for observer in observers for row in observer.rows}
     related = {observer.pair for observer in observers}
     taps = [each.tensor for each in reductions if each not in seen]
     taps += [each.tensor for pair in pairs if pair not in related for each in (pair.identity, pair.residual)]
     taps = list(dict.fromkeys(taps))
+    optimized = provider == "cpu" and weights is None
+    detached = detach_weights(model) if optimized else {}  # else each change below would copy them
     widened = widen(model, taps)
     proto = add_taps(model, [widened.get(tap, tap) for tap in taps]).SerializeToString()
     graph = PreparedGraph(proto, outputs, provider, tuple(taps), tuple(observers), widened=widened, weights=weights)
-    return _optimize(graph) if provider == "cpu" and weights is None else graph
+    return _optimize(graph, detached, held or Weights()) if optimized else graph
 
 
-def _optimize(graph: PreparedGraph) -> PreparedGraph:
+def _optimize(graph: PreparedGraph, detached: dict[str, NDArray[np.floating]], held: Weights) -> PreparedGraph:
     """The same, optimized once for all its sessions, which share its weights: those of the shipped ResNet-50 take 94 MB.
 
     Its observers read ONNX Runtime's blocked layout, where it uses that.
+
+    Args:
+        graph: without the weights in `detached`.
+        detached: by name; this is emptied, since each copy of the weights counts while a model is loaded.
+        held: those of other graphs.
     """
     with TemporaryDirectory() as folder:
         file = Path(folder) / "optimized.onnx"
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.optimized_model_filepath = str(file)
-        graph.load(options)
+        values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(weight) for name, weight in detached.items()}
+        replace(graph, shared=values).load(options)
+        detached.clear()
+        del values, options
         model = onnx.load(file)
     if graph.observers and (block := _block()) is not None:
         read_blocked(model, block)
-    proto = model.SerializeToString()
-    shared = {name: onnxruntime.OrtValue.ortvalue_from_numpy(weight) for name, weight in detach_weights(model).items()}
-    return replace(graph, model=proto, optimized=True, shared=shared)
+    shared = held.hold(detach_weights(model, _SMALL))
+    return replace(graph, model=model.SerializeToString(), optimized=True, shared=shared)
 
 
 @cache

@@ -18,7 +18,12 @@ def give_back_large_arrays() -> None:
 
 
 def give_back_memory() -> None:
-    """Frees what only cycles hold, and lets glibc, which keeps freed memory otherwise, return it."""
+    """Frees what only cycles hold, which holds up all threads, and gives back what is free."""
     gc.collect()
+    give_back_free_memory()
+
+
+def give_back_free_memory() -> None:
+    """Lets glibc, which keeps freed memory otherwise, return it."""
     if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)

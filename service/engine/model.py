@@ -11,6 +11,7 @@ from functools import cached_property
 import numpy as np
 
 from models.artifact import Artifact, Manifest
+from models.statistics.anomaly import AnomalyScorer
 from models.statistics.drift import ReferenceRanks
 from models.statistics.layers import BatchReducer, RunOutputs, SideLayout
 from models.statistics.reference import Reference
@@ -22,8 +23,10 @@ from service.engine.graph import prepare
 from service.engine.inputs import InputReader, Item, TensorInput
 from service.engine.inputs_in_hand import InputsInHand
 from service.engine.interior import Interior
+from service.engine.memory import give_back_free_memory
 from service.engine.running import running_moments
 from service.engine.session import Sessions
+from service.engine.weights import Weights
 from service.errors import DeadlineExceededError, InvalidRequestError, OverloadedError
 from service.settings import Settings
 from service.statistics.sampling import Sampler
@@ -71,19 +74,20 @@ class ServedModel:
         self.manifest = artifact.manifest
         self.layout = SideLayout(tuple(self.manifest.layers))
         self.reference = Reference.load(artifact, self.layout)
-        self.scorer = self.reference.scorer(self.layout) if self.reference is not None else None
         self.running = running_moments(artifact)
         self.ranks = None if self.reference is None else ReferenceRanks.of(self.reference.values, len(self.layout.rows))
         self.counters = Counters()
         self._settings = settings
         self._reader = InputReader(artifact, settings.max_image_pixels)
         example = self._reader.feed([self._reader.example()])
-        graph = prepare(artifact, settings.provider, self.layout.reductions, self.layout.pairs)
+        weights = Weights()
+        graph = prepare(artifact, settings.provider, self.layout.reductions, self.layout.pairs, held=weights)
         self._tapped = Sessions(graph, threads, example)
         self._reducer = BatchReducer(self.layout, graph.observers)
-        del graph  # a copy of all weights
         all_counted = settings.statistics_sample == 1
-        self._plain = self._tapped if all_counted else Sessions(prepare(artifact, settings.provider), threads, example)
+        self._plain = (
+            self._tapped if all_counted else Sessions(prepare(artifact, settings.provider, held=weights), threads, example)
+        )
         self._runs_here = self._plain.quick and not settings.max_queue_delay_ms  # which asks to wait for others
         self._sampler = Sampler(settings.statistics_sample if self.manifest.layers else 0)
         name = f"{self.manifest.name}-{self.manifest.version}"
@@ -110,6 +114,13 @@ class ServedModel:
         self._closed = False
         self.traffic = traffic_of(self.manifest, self.layout)  # last, for a model that cannot be loaded never releases it
         self.traffic.ranks = self.ranks
+
+    @cached_property
+    def scorer(self) -> AnomalyScorer | None:
+        """What scores inputs against the reference, if it can; made when somebody first asks, which takes a moment, and kept."""
+        scorer = None if self.reference is None else self.reference.scorer(self.layout)
+        give_back_free_memory()
+        return scorer
 
     @cached_property
     def reference_sketches(self) -> Sketches | None:

@@ -1,10 +1,10 @@
 /* The operator `Observe` of ONNX Runtime graphs: activations in, their moments out, in one visit of memory while they are in the cache.
  *
  * Inputs: x float32 (N, ...); optional scale and shift float32 (C), identity float32 like x, mask int64 (N, M) of tokens; columns int64 (K + 1)
- * and listed float32 (N, 6, columns[K]), where the K observers of a graph list their channels, or both empty.
+ * and listed float32 (N, 6, columns[K]), where the K observers of a graph list their channels, or both empty; optional divisor float32 (C).
  * Attributes: layout (below), block, channels (the extent C, where the tensor is padded), sum (whether the sum is a row), number (its own).
- * Rows: x; with scale y = scale * x + shift per channel, whose moments follow from those of x but for the zeros; with identity the
- * identity; with sum y + identity (x + identity without scale), which is made on the way and never stored.
+ * Rows: x, or x / divisor if there is one; with scale y = scale * x + shift per channel, whose moments follow from those of x but for the
+ * zeros; with identity the identity; with sum y + identity (x + identity without scale), which is made on the way and never stored.
  * Output: summary double (N, 7 * rows + 3): for each row count, mean, m2 = sum((a - mean)^2), minimum, maximum, zeros, nonfinite; then
  * l2(y) / l2(identity) and the cosine of both, NaN where they are undefined; then C.
  * Listed: mean, standard deviation, minimum, maximum, zeros and nonfinite of each channel of each row, one row after the other from column
@@ -60,7 +60,7 @@ typedef struct {
 /* One run of one node. A unit of work is one sample and one channel, eight channels (`by_lane`) or all of them. */
 typedef struct {
     const Kernel *kernel;
-    const float *x, *identity, *scale, *shift;
+    const float *x, *identity, *scale, *shift, *divisor;
     const int64_t *mask;
     int64_t samples, channels, padded, elements; /* elements: of each channel and sample */
     int64_t units_each, units, tasks;
@@ -199,6 +199,17 @@ INLINED void map_moments(const Groups *of, const Pair *pair, Groups *groups) {
     }
 }
 
+/* Makes those of x those of x / divisor. */
+INLINED void divide_moments(Groups *of, const float *divisor, int groups) {
+    for (int l = 0; l < groups; l++) {
+        const double by = divisor[l], a = of->minimum[l] / by, b = of->maximum[l] / by;
+        of->mean[l] /= by;
+        of->m2[l] /= by * by;
+        of->minimum[l] = a < b ? a : b;
+        of->maximum[l] = a < b ? b : a;
+    }
+}
+
 /* Columns of one group become its only one. */
 INLINED void fold_lanes(Lanes *lanes) {
     for (int l = 1; l < LANES; l++) {
@@ -243,6 +254,7 @@ INLINED void finish(Unit *unit, int64_t number, int64_t first, int groups) {
         int row = 0;
         kernels->group(&unit->x, count, &rows[row++]);
         if (run->scale) map_moments(&rows[0], &unit->pair, &rows[row++]);
+        if (run->divisor) divide_moments(&rows[0], run->divisor + first, groups);
         if (run->identity) kernels->group(&unit->identity, count, &rows[row++]);
         if (run->kernel->sum) kernels->group(&unit->sum, count, &rows[row++]);
         for (int i = 0; i < run->rows; i++) {
@@ -397,7 +409,7 @@ static OrtStatus *compute(void *state, OrtContext *context) {
     const Kernel *kernel = state;
     const OrtTable ort = kernel->ort;
     const int last = kernel->layout == CHANNELS_LAST;
-    Tensor x, scale, shift, identity, mask, columns, listed;
+    Tensor x, scale, shift, identity, mask, columns, listed, divisor;
     TRY(read_input(kernel, context, 0, &x));
     TRY(read_input(kernel, context, 1, &scale));
     TRY(read_input(kernel, context, 2, &shift));
@@ -405,9 +417,11 @@ static OrtStatus *compute(void *state, OrtContext *context) {
     TRY(read_input(kernel, context, 4, &mask));
     TRY(read_input(kernel, context, 5, &columns));
     TRY(read_input(kernel, context, 6, &listed));
+    TRY(read_input(kernel, context, 7, &divisor));
     if (x.axes < 2) return CREATE_STATUS(ort)(INVALID_ARGUMENT, "Observe takes tensors of at least 2 axes");
 
     Run run = {.kernel = kernel, .x = x.data, .identity = identity.data, .scale = scale.data, .shift = shift.data};
+    run.divisor = divisor.data;
     run.mask = (const int64_t *)(const void *)mask.data;
     run.samples = x.extents[0];
     run.padded = last ? x.extents[x.axes - 1] : x.extents[1];
@@ -421,7 +435,8 @@ static OrtStatus *compute(void *state, OrtContext *context) {
 
     const int same = x.axes == identity.axes && !memcmp(x.extents, identity.extents, sizeof x.extents);
     if ((identity.data && !same) || (mask.data && product(&mask, 0, mask.axes) != run.samples * run.elements) ||
-        (scale.data && (product(&scale, 0, scale.axes) != run.channels || product(&shift, 0, shift.axes) != run.channels)))
+        (scale.data && (product(&scale, 0, scale.axes) != run.channels || product(&shift, 0, shift.axes) != run.channels)) ||
+        (divisor.data && product(&divisor, 0, divisor.axes) != run.channels))
         return CREATE_STATUS(ort)(INVALID_ARGUMENT, "Observe: the extents of the inputs do not fit each other");
 
     if (listing) {
@@ -470,7 +485,7 @@ static OrtStatus *prepare(const Operator *operator, OrtTable ort, const OrtKerne
 
 static const char *name(const Operator *operator) { return (void)operator, "Observe"; }
 static const char *provider(const Operator *operator) { return (void)operator, NULL; }
-static size_t inputs(const Operator *operator) { return (void)operator, 7; }
+static size_t inputs(const Operator *operator) { return (void)operator, 8; }
 static size_t outputs(const Operator *operator) { return (void)operator, 1; }
 static int input_type(const Operator *operator, size_t i) { return (void)operator, i == 4 || i == 5 ? INT64 : FLOAT; }
 static int output_type(const Operator *operator, size_t i) { return (void)operator, (void)i, DOUBLE; }

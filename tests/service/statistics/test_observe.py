@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from models.artifact import Layer
+from models.instrument.observers import DOMAIN, add_observers
 from models.statistics.layers import BatchReducer, BatchStatistics, RunOutputs, SideLayout
 from models.statistics.moments import Moments
 from service.engine import graph as engine_graph
@@ -157,6 +158,75 @@ def test_gamma_and_beta_that_are_hard(channels: int, gamma: float | str, beta: f
     model = block(x, identity, scale, shift, np.zeros(channels), np.ones(channels))
     batch, tensors = run(model, (NORM, ADD), {"x": x, "i": identity})
     assert_agrees(batch, (NORM, ADD), tensors)
+
+
+def convolution(gamma: Array, beta: Array, mean: Array, *, half: bool) -> onnx.ModelProto:
+    """relu(norm(conv(x)) + identity) of x with 12 channels; the weights may be stored as float16."""
+    channels = len(gamma)
+    nodes = [
+        helper.make_node("Cast", ["stored"], ["weight"], to=TensorProto.FLOAT),
+        helper.make_node("Conv", ["x", "weight", "bias"], ["before"], pads=[1] * 4),
+        helper.make_node("BatchNormalization", ["before", "gamma", "beta", "mean", "var"], ["after"]),
+        helper.make_node("Add", ["after", "i"], ["sum"]),
+        helper.make_node("Relu", ["sum"], ["logits"]),
+    ]
+    constants = {"gamma": gamma, "beta": beta, "mean": mean, "var": np.full(channels, 0.5), "bias": normal(channels, seed=6)}
+    weight = normal(channels, 12, 3, 3, seed=5).astype(np.float16 if half else np.float32)
+    inputs = {"x": normal(3, 12, 9, 9), "i": normal(3, channels, 9, 9, seed=1)}
+    return model_of(nodes, inputs, {name: value.astype(np.float32) for name, value in constants.items()} | {"stored": weight})
+
+
+def divided(model: onnx.ModelProto, layers: tuple[Layer, ...]) -> int:
+    """How many observers see a tensor times the scale of its normalization."""
+    layout, copy = SideLayout(layers), onnx.ModelProto()
+    copy.CopyFrom(model)
+    add_observers(copy, layout.reductions, layout.pairs)
+    return sum(node.domain == DOMAIN and any(name.endswith(".divisor") for name in node.input) for node in copy.graph.node)
+
+
+@pytest.mark.parametrize("channels", [16, 5])
+@pytest.mark.parametrize("half", [True, False])
+@pytest.mark.parametrize(
+    ("gamma", "beta", "mean"),
+    [
+        ([1, -2, 0.3], [0.5, -1, 0], [0, 1, -1]),
+        ([1e-6, -1e-6, 1e-4], [0.5, 0, 1], [0, 0, 3]),
+        ([1e-6, 5, -1e-9], [0, 1, 100], [0, 0, 0]),  # beta large against what gamma scales
+        ([1, 0, 1e-14], [0.5, 0, 1], [0, 0, 0]),  # nothing to divide by
+    ],
+)
+def test_a_scale_in_the_weights(channels: int, half: bool, gamma: list[float], beta: list[float], mean: list[float]) -> None:
+    """Where the convolution does the scaling, both sides are what they would be without, however small the scale; where it cannot,
+    it does not."""
+    parameters = (np.resize(np.array(each, float), channels) for each in (gamma, beta, mean))
+    model = convolution(*parameters, half=half)
+    assert divided(model, (NORM, ADD)) == (0 not in gamma)
+    feed = {"x": normal(3, 12, 9, 9), "i": normal(3, channels, 9, 9, seed=1)}
+    feed["x"][0] *= 1e-20  # next to nothing but bias
+    batch, tensors = run(model, (NORM, ADD), feed)
+    assert_agrees(batch, (NORM, ADD), tensors)
+
+
+@pytest.mark.parametrize("channels", [16, 5])
+def test_values_that_are_not_finite_in_scaled_weights(channels: int) -> None:
+    """They are counted before and after the normalization where the convolution does the scaling."""
+    model = convolution(np.resize([1.0, -1e-6, 3], channels), np.ones(channels), np.zeros(channels), half=False)
+    feed = {"x": normal(3, 12, 9, 9), "i": normal(3, channels, 9, 9, seed=1)}
+    feed["x"][1, 3, 4, 4], feed["x"][2, 0, 0, 0] = np.nan, np.inf
+    assert divided(model, (NORM, ADD)) == 1
+    batch, tensors = run(model, (NORM, ADD), feed)
+    assert_agrees(batch, (NORM, ADD), tensors)
+    assert batch.sample(1).describe((NORM,), channels=False)[0]["before"]["nonfinite"] == 9 * channels
+
+
+def test_a_tensor_that_two_layers_watch() -> None:
+    """It is not scaled for one of them: both see what it is."""
+    model = convolution(np.full(16, 0.5), np.ones(16), np.zeros(16), half=False)
+    other = layer("other", "layer_norm", {"before": "before", "after": "sum"}, axis=3)
+    assert divided(model, (NORM, other)) == 0
+    feed = {"x": normal(3, 12, 9, 9), "i": normal(3, 16, 9, 9, seed=1)}
+    batch, tensors = run(model, (NORM, other), feed)
+    assert_agrees(batch, (NORM, other), tensors)
 
 
 @pytest.mark.parametrize("channels", [16, 5])
