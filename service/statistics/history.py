@@ -19,13 +19,14 @@ from service.statistics.channels import ChannelMoments
 from service.statistics.database import Database
 from service.statistics.merged import Group, MergedSketches, Reader, levels_within, merge_groups
 from service.statistics.pending import StoredPart
-from service.statistics.retention import HOUR_S
+from service.statistics.retention import DAY_S, HOUR_S
 from service.statistics.series import Series
 from service.statistics.sketches import Sketches
 from service.statistics.traffic import TrafficStatistics
 from service.statistics.window import WindowMoments
 
 _PATIENCE_S = 10
+_USUAL_RANKS = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
 _Found = TypeVar("_Found")
 _log = logging.getLogger("normscope")
 
@@ -192,6 +193,12 @@ class History:
         found, connected = self._stored(read, traffic.series)
         parts, groups, whole = found or (pending, both(pending, lambda parts: {}), True)
         return Period(traffic.series, *_covered(since, until, parts), tuple(parts), *groups, self._merged, connected and whole)
+
+    def prepare(self, traffic: TrafficStatistics, now: float) -> None:
+        """Merges the sketches of the last 30 days and takes the usual quantiles of each, so that queries find both."""
+        period = self.read(traffic, now - 30 * DAY_S, now, sketches=True, step_s=DAY_S)
+        if steps := period.steps(DAY_S):
+            period.quantiles_by(steps, range(traffic.series.values), _USUAL_RANKS)
 
     def read_channels(self, traffic: TrafficStatistics, since: float, until: float) -> ChannelPeriod:
         """Moments of every channel over all hours and days that reach into the stretch between the two."""

@@ -58,7 +58,7 @@ class EvenSketches:
         width, first = words.shape[1], [*words[0].tolist(), 0, 0]
         levels = first[4] >> 16 if width > 6 else 0
         head = 5 + levels if levels else 2
-        alike = (words[:, 1:head] == words[0, 1:head]).all() and ((words[:, 0] | _SORTED) == first[0] | _SORTED).all()
+        alike = (words[:, 1:head] == words[0, 1:head]).all() and ((words[:, :1] | _SORTED) == first[0] | _SORTED).all()
         kind = first[0] & ~_SORTED
         if not alike or first[1] != _NARROWEST << 16 | k:
             raise UnevenError("sketches of several shapes")

@@ -4,6 +4,7 @@ So are quantiles that were asked for. Both are kept by the names of the windows,
 """
 
 import logging
+import struct
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +14,7 @@ from itertools import groupby
 from typing import Generic, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from models.statistics.moments import Floats
 from service.statistics.pending import StoredPart
@@ -56,7 +58,7 @@ def merge_groups(groups: Sequence[Group], size: int, chosen: Sequence[int] | Non
 
 def _is_readable(group: Group, size: int, chosen: Sequence[int] | None) -> bool:
     try:
-        Sketches.from_bytes(group.sketches, size, chosen)
+        merge_stored([group.sketches] * 2, size, chosen)  # twice, for merging shows what reading does not
     except ValueError as error:
         _log.warning("stored quantiles of the window from %d on cannot be read and are left out: %s", group.start, error)
         return False
@@ -71,9 +73,14 @@ def levels_within(step_s: int | None) -> tuple[int, ...]:
 class MergedSketches:
     """Merges, and keeps what was merged last; usable from several threads."""
 
-    def __init__(self) -> None:
-        self._sketches: _Kept[bytes] = _Kept(_MAX_BYTES)
-        self._quantiles: _Kept[Floats] = _Kept(_MAX_QUANTILE_BYTES)
+    def __init__(self, max_bytes: int = _MAX_BYTES, max_quantile_bytes: int = _MAX_QUANTILE_BYTES) -> None:
+        self._sketches: _Kept[bytes] = _Kept(max_bytes)
+        self._quantiles: _Kept[Floats] = _Kept(max_quantile_bytes)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that it takes, about."""
+        return self._sketches.nbytes + self._quantiles.nbytes
 
     def groups(self, parts: Sequence[StoredPart], levels: Sequence[int], size: int, read: Reader) -> list[Group]:
         """The sketches of all parts with samples, in groups of the last of the levels; of single parts without levels.
@@ -107,20 +114,23 @@ class MergedSketches:
 
     def quantiles(self, groups: Sequence[Group], size: int, chosen: Sequence[int], ranks: Sequence[float]) -> Floats:
         """Quantiles of the values of all groups, of the chosen ones of `size` quantities: (len(chosen), len(ranks))."""
-        asked = np.array(chosen, np.int64).tobytes() + np.array(ranks, np.float64).tobytes()
-        name = blake2b(b"".join(group.name for group in groups) + asked, digest_size=16).digest()
-        found = self._quantiles.get(name)
-        if found is None:
-            try:
-                if len(groups) == 1:
-                    found = stored_quantiles(groups[0].sketches, size, chosen, ranks)
-                else:
-                    merged = merge_stored([group.sketches for group in groups], size, chosen)
-                    found = stored_quantiles(merged, len(chosen), range(len(chosen)), ranks)
-            except ValueError:  # not kept: a warning is due each time
-                return Sketches.from_bytes(merge_groups(groups, size, chosen), len(chosen)).quantiles(ranks)
-            self._quantiles.keep(name, found, found.nbytes)
-        return found
+        asked = np.unique(np.array(chosen, np.int64))
+        for kept in (np.arange(size), asked):  # of all quantities, or of these alone
+            known = [self._quantiles.get(name) for name in _quantile_names(groups, kept, ranks)]
+            found = [each for each in known if each is not None]
+            if len(found) == len(ranks):
+                return np.stack(found, axis=1).astype(np.float64)[np.searchsorted(kept, chosen)]
+        try:
+            if len(groups) == 1:
+                made = stored_quantiles(groups[0].sketches, size, asked.tolist(), ranks)
+            else:
+                merged = merge_stored([group.sketches for group in groups], size, asked.tolist())
+                made = stored_quantiles(merged, len(asked), range(len(asked)), ranks)
+        except ValueError:  # not kept: a warning is due each time
+            return Sketches.from_bytes(merge_groups(groups, size, chosen), len(chosen)).quantiles(ranks)
+        for name, column in zip(_quantile_names(groups, asked, ranks), made.T.astype(np.float32), strict=True):
+            self._quantiles.keep(name, column.copy(), column.nbytes)  # what was taken in were float32
+        return made[np.searchsorted(asked, chosen)]
 
 
 class _Kept(Generic[_Value]):
@@ -128,7 +138,7 @@ class _Kept(Generic[_Value]):
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
-        self._nbytes = 0
+        self.nbytes = 0
         self._values: OrderedDict[bytes, tuple[_Value, int]] = OrderedDict()
         self._lock = threading.Lock()  # of the two above
 
@@ -141,17 +151,23 @@ class _Kept(Generic[_Value]):
 
     def keep(self, name: bytes, value: _Value, nbytes: int) -> None:
         with self._lock:
-            self._nbytes += nbytes + _KEY_BYTES
+            self.nbytes += nbytes + _KEY_BYTES
             if name in self._values:
-                self._nbytes -= self._values.pop(name)[1] + _KEY_BYTES
+                self.nbytes -= self._values.pop(name)[1] + _KEY_BYTES
             self._values[name] = value, nbytes
-            while self._nbytes > self._max_bytes:
-                self._nbytes -= self._values.popitem(last=False)[1][1] + _KEY_BYTES
+            while self.nbytes > self._max_bytes:
+                self.nbytes -= self._values.popitem(last=False)[1][1] + _KEY_BYTES
 
 
 def _name(parts: Sequence[StoredPart]) -> bytes:
     """Of the parts and how far they have grown: a part that goes on growing keeps its name."""
     return blake2b(np.array([(part.part, part.sampled) for part in parts], np.int64).tobytes(), digest_size=16).digest()
+
+
+def _quantile_names(groups: Sequence[Group], quantities: NDArray[np.int64], ranks: Sequence[float]) -> list[bytes]:
+    """Of the quantiles of all groups at each rank."""
+    asked = b"".join(group.name for group in groups) + quantities.tobytes()
+    return [blake2b(asked + struct.pack("<d", rank), digest_size=16).digest() for rank in ranks]
 
 
 def _of(part: StoredPart, read: Mapping[int, bytes]) -> bytes:

@@ -43,8 +43,15 @@ class Sketches:
         self._vector.update(known)
 
     def merge(self, other: "Sketches") -> None:
-        """Takes in all values of another of the same size."""
-        self._vector.merge(other._vector)
+        """Takes in all values of another of the same size.
+
+        Raises:
+            ValueError: that is broken, which reading it has not shown.
+        """
+        try:
+            self._vector.merge(other._vector)
+        except RuntimeError as error:  # of the library
+            raise ValueError(f"broken sketches: {error}") from error
 
     @property
     def counts(self) -> NDArray[np.int64]:
