@@ -96,7 +96,7 @@ def totals(period: Period, choice: Choice) -> list[dict[str, Any]]:
     """One object for each layer."""
     quantiles = None
     if choice.ranks:
-        quantiles = period.sketches(choice.quantities(period.series)).quantiles(choice.ranks)[None]
+        quantiles = period.quantiles(choice.quantities(period.series), choice.ranks)[None]
     window = period.total()
     one = WindowMoments.from_bytes([window.to_bytes()], period.series.sides, period.series.adds)
     return _layers(one, quantiles, period.series, choice, lambda column: column.tolist()[0])
@@ -159,7 +159,7 @@ def table(period: Period, choice: Choice, step_s: int | None) -> Columns:
         window = WindowMoments.from_bytes([period.total().to_bytes()], source.sides, source.adds)
         starts, ends, requests, sampled = [period.since], [period.until], [period.requests], [period.sampled]
         if choice.ranks:
-            quantiles = period.sketches(quantities).quantiles(choice.ranks)[None]
+            quantiles = period.quantiles(quantities, choice.ranks)[None]
     else:
         steps = period.steps(step_s)
         starts, ends = [step.start for step in steps], [step.end for step in steps]

@@ -11,7 +11,7 @@ from service.statistics.channels import ChannelMoments
 from service.statistics.database import Database, channels_table, series_table, windows_table
 from service.statistics.pending import StoredPart, new_part
 from service.statistics.retention import DAY_S, HOUR_S, Retention
-from service.statistics.sketches import Sketches
+from service.statistics.stored_sketches import merge_stored
 from service.statistics.window import WindowMoments
 
 _NAMES = 500  # in one statement
@@ -175,11 +175,8 @@ def _merged_windows(parts: Sequence[StoredPart], sides: int, adds: int) -> dict[
     if not all(WindowMoments.are_in(part.moments, sides, adds) for part in parts):
         raise ValueError("broken moments")
     moments = WindowMoments.from_bytes([part.moments for part in parts], sides, adds).pooled()
-    sketches = Sketches(value_count(sides, adds))
-    for part in parts:
-        assert part.sketches is not None  # asked for above
-        sketches.merge(Sketches.from_bytes(part.sketches, sketches.size))
-    return {"moments": moments.to_bytes(), "sketches": sketches.to_bytes()}
+    sketches = merge_stored([part.sketches or b"" for part in parts], value_count(sides, adds))  # asked for above
+    return {"moments": moments.to_bytes(), "sketches": sketches}
 
 
 def _merged_channels(parts: Sequence[StoredPart]) -> dict[str, bytes]:

@@ -17,15 +17,16 @@ from models.statistics.moments import Floats
 from service.statistics.archive import merged_channels, read_channels, read_sketches, read_windows, readable_parts
 from service.statistics.channels import ChannelMoments
 from service.statistics.database import Database
-from service.statistics.merged import Group, MergedSketches, Reader, levels_within, readable
+from service.statistics.merged import Group, MergedSketches, Reader, levels_within, merge_groups
 from service.statistics.pending import StoredPart
-from service.statistics.retention import HOUR_S
+from service.statistics.retention import DAY_S, HOUR_S
 from service.statistics.series import Series
 from service.statistics.sketches import Sketches
 from service.statistics.traffic import TrafficStatistics
 from service.statistics.window import WindowMoments
 
 _PATIENCE_S = 10
+_USUAL_RANKS = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
 _Found = TypeVar("_Found")
 _log = logging.getLogger("normscope")
 
@@ -50,7 +51,9 @@ class Period:
         since: begin, seconds since 1970: that of the first window that the stretch reaches into.
         until: end, likewise.
         parts: of the windows.
-        groups: their sketches, each group within one step; empty unless they were asked for.
+        groups: their sketches; empty unless they were asked for.
+        step_groups: the same, each group within one step.
+        merged: merges them.
         complete: False if the database could not be read, so that only what waits in this process is here, or some window in it
             could not, which is left out.
     """
@@ -59,7 +62,9 @@ class Period:
     since: int
     until: int
     parts: tuple[StoredPart, ...]
-    groups: tuple[Group, ...]
+    groups: Sequence[Group]
+    step_groups: Sequence[Group]
+    merged: MergedSketches
     complete: bool
 
     @property
@@ -103,21 +108,19 @@ class Period:
 
     def sketches(self, quantities: Sequence[int]) -> Sketches:
         """Sketches of the chosen quantities over all parts; the period was read with sketches."""
-        return self._merge(self.groups, quantities)
+        return Sketches.from_bytes(merge_groups(self.groups, self.series.values, quantities), len(quantities))
+
+    def quantiles(self, quantities: Sequence[int], ranks: Sequence[float]) -> Floats:
+        """Quantiles over all parts, (len(quantities), len(ranks)); the period was read with sketches."""
+        return self.merged.quantiles(self.groups, self.series.values, quantities, ranks)
 
     def quantiles_by(self, steps: Sequence[Step], quantities: Sequence[int], ranks: Sequence[float]) -> Floats:
         """Quantiles in each step, (len(steps), len(quantities), len(ranks)); the period was read with sketches for these steps."""
         starts = [step.start for step in steps]
         grouped: list[list[Group]] = [[] for _ in steps]
-        for group in self.groups:
+        for group in self.step_groups:
             grouped[bisect_right(starts, group.start) - 1].append(group)
-        return np.stack([self._merge(each, quantities).quantiles(ranks) for each in grouped])
-
-    def _merge(self, groups: Sequence[Group], quantities: Sequence[int]) -> Sketches:
-        first, *others = [*readable(groups, self.series.values, quantities)] or [Sketches(len(quantities))]
-        for each in others:
-            first.merge(each)
-        return first
+        return np.stack([self.merged.quantiles(each, self.series.values, quantities, ranks) for each in grouped])
 
 
 @dataclass(frozen=True)
@@ -171,19 +174,31 @@ class History:
         # first what is not stored: what is stored between the two looks is then counted once, by its name
         pending = traffic.pending(since, until, sketches=sketches)
 
-        def grouped(parts: Sequence[StoredPart], read: Reader) -> list[Group]:
-            return self._merged.groups(parts, levels_within(step_s), traffic.series.values, read) if sketches else []
+        def grouped(parts: Sequence[StoredPart], step_s: int | None, read: Reader) -> list[Group]:
+            return self._merged.groups(parts, levels_within(step_s), traffic.series.values, read)
 
-        def read(connection: Connection, series: int) -> tuple[list[StoredPart], list[Group], bool]:
+        def both(parts: Sequence[StoredPart], read: Reader) -> tuple[list[Group], list[Group]]:
+            """Of the whole and of the steps."""
+            if not sketches:
+                return [], []
+            return grouped(parts, None, read), [] if step_s is None else grouped(parts, step_s, read)
+
+        def read(connection: Connection, series: int) -> tuple[list[StoredPart], tuple[list[Group], list[Group]], bool]:
             stored = read_windows(connection, series, since, until, sketches=False, scores=scores)
             whole = [part for part in stored if WindowMoments.are_in(part.moments, traffic.series.sides, traffic.series.adds)]
             _warn_of_broken(len(stored) - len(whole), traffic.series)
             parts = _joined(whole, pending)
-            return parts, grouped(parts, partial(read_sketches, connection, series)), len(whole) == len(stored)
+            return parts, both(parts, partial(read_sketches, connection, series)), len(whole) == len(stored)
 
         found, connected = self._stored(read, traffic.series)
-        parts, groups, whole = found or (pending, grouped(pending, lambda parts: {}), True)
-        return Period(traffic.series, *_covered(since, until, parts), tuple(parts), tuple(groups), connected and whole)
+        parts, groups, whole = found or (pending, both(pending, lambda parts: {}), True)
+        return Period(traffic.series, *_covered(since, until, parts), tuple(parts), *groups, self._merged, connected and whole)
+
+    def prepare(self, traffic: TrafficStatistics, now: float) -> None:
+        """Merges the sketches of the last 30 days and takes the usual quantiles of each, so that queries find both."""
+        period = self.read(traffic, now - 30 * DAY_S, now, sketches=True, step_s=DAY_S)
+        if steps := period.steps(DAY_S):
+            period.quantiles_by(steps, range(traffic.series.values), _USUAL_RANKS)
 
     def read_channels(self, traffic: TrafficStatistics, since: float, until: float) -> ChannelPeriod:
         """Moments of every channel over all hours and days that reach into the stretch between the two."""

@@ -43,8 +43,15 @@ class Sketches:
         self._vector.update(known)
 
     def merge(self, other: "Sketches") -> None:
-        """Takes in all values of another of the same size."""
-        self._vector.merge(other._vector)
+        """Takes in all values of another of the same size.
+
+        Raises:
+            ValueError: that is broken, which reading it has not shown.
+        """
+        try:
+            self._vector.merge(other._vector)
+        except RuntimeError as error:  # of the library
+            raise ValueError(f"broken sketches: {error}") from error
 
     @property
     def counts(self) -> NDArray[np.int64]:
@@ -82,8 +89,11 @@ class Sketches:
 
     def to_bytes(self) -> bytes:
         """uint32 lengths of all sketches, then the sketches in the library's own form."""
-        parts = self._vector.serialize()[: self.size]
-        return np.array([len(part) for part in parts], _LENGTH).tobytes() + b"".join(parts)
+        return joined(self.serialized())
+
+    def serialized(self) -> list[bytes]:
+        """The sketches in the library's own form."""
+        return list(self._vector.serialize()[: self.size])
 
     @classmethod
     def from_bytes(cls, blob: bytes, size: int, chosen: Sequence[int] | None = None) -> Self:
@@ -92,11 +102,7 @@ class Sketches:
         Raises:
             ValueError: the blob was not written for so many, or is broken.
         """
-        lengths = np.frombuffer(blob, _LENGTH, size)
-        ends = lengths.cumsum(dtype=np.int64) + size * _LENGTH.itemsize
-        expected = int(ends[-1]) if size else 0
-        if expected != len(blob):
-            raise ValueError(f"{len(blob)} bytes of sketches, {expected} expected")
+        lengths, ends = places(blob, size)
         wanted = range(size) if chosen is None else chosen
         sketches = cls(len(wanted))
         try:
@@ -105,3 +111,22 @@ class Sketches:
         except (IndexError, RuntimeError) as error:  # of the library, beside ValueError
             raise ValueError(f"broken sketches: {error}") from error
         return sketches
+
+
+def places(blob: bytes, size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Lengths in bytes of the sketches in `Sketches.to_bytes`, and where they end.
+
+    Raises:
+        ValueError: it was not written for so many, or is broken.
+    """
+    lengths = np.frombuffer(blob, _LENGTH, size).astype(np.int64)
+    ends = lengths.cumsum() + size * _LENGTH.itemsize
+    expected = int(ends[-1]) if size else 0
+    if expected != len(blob):
+        raise ValueError(f"{len(blob)} bytes of sketches, {expected} expected")
+    return lengths, ends
+
+
+def joined(parts: Sequence[bytes]) -> bytes:
+    """`Sketches.to_bytes` of sketches in the library's own form."""
+    return np.array([len(part) for part in parts], _LENGTH).tobytes() + b"".join(parts)

@@ -35,7 +35,12 @@ class StatisticsStore:
         self._traffic: dict[str, TrafficStatistics] = {}
         self._lock = threading.Lock()
         self.writer = StatisticsWriter(
-            self.database, Retention.parse(settings.statistics_retention), self.traffic, settings.statistics_flush_s, clock
+            self.database,
+            Retention.parse(settings.statistics_retention),
+            self.traffic,
+            settings.statistics_flush_s,
+            clock,
+            prepare=lambda traffic: self.history.prepare(traffic, clock()),
         )
         self.history = History(self.database, self.writer.attempted)
         self._arrived, self._stopped = threading.Event(), False
@@ -49,6 +54,7 @@ class StatisticsStore:
             if found is None:
                 found = TrafficStatistics(series, self._window_s, self._clock, self._arrived.set)
                 self._traffic[series.fingerprint] = found
+                self.writer.wake()
             found.acquire()
             return found
 

@@ -12,7 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from service.statistics.archive import keep_newest, roll_up, write_parts
 from service.statistics.database import Database, NewerDatabaseError
-from service.statistics.retention import Retention
+from service.statistics.retention import HOUR_S, Retention
 from service.statistics.series import Series
 from service.statistics.traffic import TrafficStatistics
 
@@ -34,8 +34,17 @@ class StatisticsWriter:
         traffic: Callable[[], Sequence[TrafficStatistics]],
         flush_s: float,
         clock: Callable[[], float] = time.time,
+        prepare: Callable[[TrafficStatistics], object] = lambda traffic: None,
     ) -> None:
-        """`traffic` tells of all models whose statistics are to be stored."""
+        """
+        Args:
+            database: where to.
+            retention: of what is there.
+            traffic: tells of all models whose statistics are to be stored.
+            flush_s: seconds between two times.
+            clock: seconds since 1970.
+            prepare: is called with each model, when it is new here and once in every hour, when its last windows are stored.
+        """
         self._database, self._retention, self._traffic, self._flush_s, self._clock = database, retention, traffic, flush_s, clock
         self.attempted = threading.Event()
         """Set once the database was tried for the first time."""
@@ -44,7 +53,8 @@ class StatisticsWriter:
         self._migrated = False
         self._series: dict[str, int] = {}
         self._rolled_up_at = 0.0
-        self._stop = threading.Event()
+        self._prepare, self._prepared = prepare, dict[str, int]()
+        self._stop, self._wake = threading.Event(), threading.Event()
         self._storing = threading.Lock()  # one at a time
         self._thread = threading.Thread(target=self._work, name="store-statistics", daemon=True)
 
@@ -58,21 +68,41 @@ class StatisticsWriter:
         self._stored_at = self._clock()
         self._thread.start()
 
+    def wake(self) -> None:
+        """Stores soon, for there is a new model."""
+        self._wake.set()
+
     def close(self) -> None:
         """Stores what is pending once more and ends; a database that does not answer is given up after 10 s."""
         self._stop.set()
+        self._wake.set()
         if self._thread.is_alive():
             self._thread.join(_END_S)
             if self._thread.is_alive():
                 _log.warning("the last statistics are lost: the database has not answered for %g s", _END_S)
 
     def _work(self) -> None:
-        ended = False
-        while not ended:
-            self.store()
+        while not self._stop.is_set():
+            stored = self.store()
             self.attempted.set()
-            ended = self._stop.wait(self._flush_s)
+            if stored:
+                self.prepare()
+            self._wake.wait(self._flush_s)
+            self._wake.clear()
         self.store()
+
+    def prepare(self) -> None:
+        """Prepares the models whose turn it is; `attempted` is set."""
+        hour = int(self._clock() // HOUR_S)
+        for traffic in self._traffic():
+            name = traffic.series.fingerprint
+            if self._stop.is_set() or self._prepared.get(name) == hour:
+                continue
+            self._prepared[name] = hour
+            try:
+                self._prepare(traffic)
+            except Exception:  # queries do without
+                _log.exception("statistics of model %s cannot be prepared for queries", traffic.series.model)
 
     def store(self) -> bool:
         """Stores all that is pending; false, and no exception, where that fails."""

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from sqlalchemy import Engine, event, select
 
+from models.artifact import load_artifact
 from models.statistics.layers import BatchReducer, RunOutputs, SideLayout
 from service.settings import Settings
 from service.statistics import archive
@@ -20,9 +21,11 @@ from service.statistics.database import MIGRATIONS, Database, windows_table
 from service.statistics.history import History
 from service.statistics.pending import StoredPart
 from service.statistics.retention import HOUR_S, Retention
+from service.statistics.series import Series
 from service.statistics.store import StatisticsStore
 from service.statistics.traffic import TrafficStatistics
 from service.statistics.writer import StatisticsWriter
+from tests.conftest import SmallRepository
 from tests.service.statistics.made import LAYOUT, SERIES, Clock, activations, serve
 
 _RETENTION = Retention.parse("6h,7d,365d")
@@ -326,6 +329,45 @@ def test_no_exception_ends_the_thread_that_stores(caplog: pytest.LogCaptureFixtu
     assert "statistics cannot be stored (LookupError)" in caplog.text
     assert "Traceback" in caplog.text
     database.close()
+
+
+def test_models_are_prepared_for_queries_when_they_are_new_and_every_hour(caplog: pytest.LogCaptureFixture) -> None:
+    """Each once, after its windows were stored; one that fails is logged, and tried in the next hour."""
+    database, clock = Database("sqlite://"), Clock()
+    models = [TrafficStatistics(Series(name, "1", name, LAYOUT), 60, clock) for name in "ab"]
+    prepared: list[str] = []
+
+    def prepare(traffic: TrafficStatistics) -> None:
+        assert not traffic.waiting
+        prepared.append(traffic.series.model)
+        if traffic is models[1]:
+            raise LookupError
+
+    served = models[:1]
+    writer = StatisticsWriter(database, _RETENTION, lambda: served, 10, clock, prepare)
+    for seconds, expected in ((0, "a"), (60, ""), (0, "b"), (HOUR_S, "ab"), (0, "")):
+        served = models[: 2 if expected == "b" else len(served)]
+        clock.now += seconds
+        for traffic in served:
+            serve(traffic, 1, seed=0)
+        assert writer.store()
+        writer.prepare()
+        assert "".join(prepared) == expected
+        prepared.clear()
+    assert "statistics of model b cannot be prepared" in caplog.text
+    database.close()
+
+
+def test_a_new_model_wakes_the_thread_that_stores(small_repository: SmallRepository, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is prepared at once, however long the interval is, and the store ends without waiting for it."""
+    store = StatisticsStore(Settings(statistics_flush_s=1000))
+    prepared = threading.Event()
+    monkeypatch.setattr(store.writer, "_prepare", lambda traffic: prepared.set())
+    store.start()
+    assert store.writer.attempted.wait(30)
+    store.traffic_of(load_artifact(small_repository.folder / "text" / "1").manifest, LAYOUT)
+    assert prepared.wait(30)
+    store.close()
 
 
 def test_no_exception_ends_the_thread_that_merges(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
