@@ -51,7 +51,7 @@ def test_layers_of_timm(name: str, tmp_path: Path) -> None:
     norms = {probe.layer: probe.tensors["before"] for probe in probes if probe.kind != "residual_add"}
     assert set(norms) == set(recorded)
     assert len(probes) - len(norms) == adds
-    tapped = add_taps(model, norms.values()).SerializeToString()
+    tapped = add_taps(model, list(norms.values())).SerializeToString()
     session = onnxruntime.InferenceSession(tapped, providers=["CPUExecutionProvider"])
     made = [output.name for output in session.get_outputs()]
     values = dict(zip(made, session.run(made, {session.get_inputs()[0].name: x.numpy()}), strict=True))
