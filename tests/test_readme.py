@@ -124,6 +124,9 @@ def test_examples_are_answered_as_shown(shipped: httpx.Client, mark: str, comman
             assert_alike(json.loads(shown[1]), answers[0].json(), name, values=kind == "answer")
 
 
+_CLASS = re.compile(r"(-?\d+\.\d+):(\d+:.+)")  # of the classification extension: value:index:label
+
+
 def assert_alike(shown: Any, actual: Any, where: str, *, values: bool) -> None:
     """Same structure, and with `values` the same texts, and numbers within 0.1 % or 1e-4; timings are there and not negative."""
     if isinstance(shown, dict):
@@ -146,6 +149,9 @@ def assert_alike(shown: Any, actual: Any, where: str, *, values: bool) -> None:
         assert actual == pytest.approx(shown, rel=1e-3, abs=1e-4), where
     elif isinstance(shown, (int, float)) and not values:
         assert actual is None or isinstance(actual, (int, float)), where
+    elif values and isinstance(shown, str) and isinstance(actual, str) and (score := _CLASS.fullmatch(shown)):
+        assert float(actual.partition(":")[0]) == pytest.approx(float(score[1]), rel=1e-3), where
+        assert actual.partition(":")[2] == score[2], where
     elif values:
         assert shown == actual, where
     else:
