@@ -160,15 +160,17 @@ class Batcher:
             self._receive(None)
         while not self._closed and (left := self._patience_s()) > 0:
             self._arrived = _alive(self._arrived)
-            if len(self._waiting) + len(self._arrived) >= self._limits.max_size or not self._receive(left):
+            if len(self._arrived) >= self._limits.max_size or not self._receive(left):
                 break
         self._waiting = _alive(self._waiting) + self._with_rows(_alive(self._arrived))
         self._arrived = []
 
     def _patience_s(self) -> float:
-        """How long the oldest input may still wait for others."""
-        oldest_ns = min((job.call.started_ns for job in (*self._waiting, *self._arrived)), default=0)
-        return self._limits.max_delay_s - (time.perf_counter_ns() - oldest_ns) / 1e9 if self._limits.max_delay_s else 0
+        """How long the oldest input may still wait for others; what a batch has left behind has waited before."""
+        if self._waiting or not self._limits.max_delay_s:
+            return 0
+        oldest_ns = min((job.call.started_ns for job in self._arrived), default=0)
+        return self._limits.max_delay_s - (time.perf_counter_ns() - oldest_ns) / 1e9
 
     def _receive(self, timeout_s: float | None) -> bool:
         try:

@@ -293,6 +293,17 @@ def test_a_batch_that_is_not_full_runs_once_its_oldest_has_waited(readers: dict[
     assert batched(readers["text"], scenario, max_size=4, max_delay_s=hour_s) == [[-1, 1, 2]]
 
 
+def test_what_a_batch_leaves_behind_does_not_wait_again(readers: dict[str, InputReader]) -> None:
+    """Texts that do not fit the oldest run right after it, however long a batch may wait for more."""
+
+    async def scenario(submit: Callable[..., Call], held: HeldRuns, batcher: Batcher) -> None:
+        held.release()
+        calls = [submit(tokens(i, length)) for i, length in enumerate([50, 1, 100])]
+        assert [await outcomes_of(call) for call in calls] == [[0], [1], [2]]
+
+    assert batched(readers["text"], scenario, max_size=4, max_delay_s=3600) == [[-1, 1], [0], [2]]
+
+
 class Broken:
     """A function that fails so many times, then does what it does."""
 
