@@ -5,7 +5,7 @@ A row has no batch axis, unless the model has none: then it is a whole request, 
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -26,11 +26,11 @@ class TensorInput:
 
     arrays: tuple[NDArray[Any], ...]
     truncated: bool = False
+    elements: int = field(init=False)
+    """Numbers in the largest array."""
 
-    @property
-    def elements(self) -> int:
-        """Numbers in the largest array."""
-        return max((array.size for array in self.arrays), default=0)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "elements", max((array.size for array in self.arrays), default=0))  # read many times
 
 
 _USUAL_TOKENS = 32
