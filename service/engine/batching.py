@@ -11,6 +11,8 @@ it is owns it alone, chooses a batch, passes the turn on and runs the batch. Who
 5. a batch that fails runs again one by one, so that one poisonous input fails alone;
 6. calls that are complete are handed back, all of a batch with one wake-up of the event loop.
 
+A short text that is all there is to do does not wait for a thread: `run_here` runs it on the event loop.
+
 Whatever goes wrong in between fails the calls that it concerns; the threads live as long as the batcher.
 """
 
@@ -88,7 +90,7 @@ class Batcher:
         self._waiting: list[Job] = []  # with their rows
         self._closed = False
         self._turn = threading.Lock()  # of all above but the inbox
-        self._photo = reader.example()  # stands for photos that are not decoded yet: all have its shape
+        self._usual = reader.example()  # stands for photos that are not decoded yet: all have its shape
         self._running = self._inputs = 0  # runs, and inputs in them
         self._count = threading.Lock()  # of what is running
         self._threads = [threading.Thread(target=self._work, name=f"run-{name}-{i}", daemon=True) for i in range(runs_at_once)]
@@ -137,11 +139,17 @@ class Batcher:
         return True
 
     def run_here(self, job: Job) -> None:
-        """Runs a job at once, on the event loop of its call: for runs that take less time than waking a thread and being woken."""
+        """Runs a text at once, on the event loop of its call: for runs that take less time than waking a thread and being woken.
+
+        One that turns out to be longer than usual is left to a thread.
+        """
         self._count_running(1, 1)
         try:
-            for ready in self._with_rows([job]):
-                _resolve(self._run_batch([ready], alone=False))
+            for ready in self._with_rows(_alive([job])):
+                if _row(ready).elements > self._usual.elements:
+                    self.put(ready)
+                else:
+                    _resolve(self._run_batch([ready], alone=False))
         except Exception as error:
             _give_up([job], error)
         finally:
@@ -185,7 +193,7 @@ class Batcher:
 
     def _with_rows(self, jobs: list[Job]) -> list[Job]:
         """The jobs that can run, each but photos with its row; a text that cannot be used fails its call."""
-        texts = [(job, job.item) for job in jobs if isinstance(job.item, str)]
+        texts = [(job, job.item) for job in jobs if isinstance(job.item, str) and job.row is None]
         if texts:
             start = time.perf_counter_ns()
             rows = self._tokenized([text for _, text in texts])
@@ -213,7 +221,7 @@ class Batcher:
         """The batch, and whether it is all there is to do."""
         first, others = self._waiting[0], self._waiting[1:]
         size, alone = share(len(self._waiting), self._running, self._inputs, len(self._threads))
-        rows = [job.row or self._photo for job in self._waiting]
+        rows = [job.row or self._usual for job in self._waiting]
         chosen = self._reader.compatible(rows[0], rows[1:], min(size, self._limits.max_size), self._limits.max_elements)
         batch = [first, *(others[i] for i in chosen)]
         taken = set(chosen)
@@ -223,7 +231,7 @@ class Batcher:
     def _decoded(self, batch: list[Job]) -> list[Job]:
         """The jobs that can run, all with their rows; a photo that cannot be used fails its call."""
         for job in batch:
-            if isinstance(job.item, bytes) and job.row is None:
+            if isinstance(job.item, bytes) and job.row is None and _alive([job]):
                 start = time.perf_counter_ns()
                 try:
                     job.row = self._reader.image(job.item)

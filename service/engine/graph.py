@@ -79,8 +79,9 @@ class PreparedGraph:
             options.add_initializer(name, value)  # in place of the copy
         providers = list(dict.fromkeys([_PROVIDERS[self.provider], _PROVIDERS["cpu"]]))  # the CPU for what the other cannot do
         model = self.model if isinstance(self.model, bytes) else str(self.model)
+        slower = _SLOWER if self.provider == "cpu" else []
         try:
-            session = onnxruntime.InferenceSession(model, options, providers=providers, disabled_optimizers=_SLOWER)
+            session = onnxruntime.InferenceSession(model, options, providers=providers, disabled_optimizers=slower)
         except Exception as error:  # ONNX Runtime's and protobuf's exceptions share no base
             raise ArtifactError("ONNX Runtime cannot load the graph; export or import the model again") from error
         check_started(self.provider, session.get_providers())

@@ -1,4 +1,4 @@
-"""A served model: photos, texts or tensors in, outcomes out. Prepares inputs off the event loop and hands them to its batchers."""
+"""A served model: photos, texts or tensors in, outcomes out. Hands inputs to its batchers."""
 
 import asyncio
 import threading
@@ -88,7 +88,8 @@ class ServedModel:
         self._plain = (
             self._tapped if all_counted else Sessions(prepare(artifact, settings.provider, held=weights), threads, example)
         )
-        self._runs_here = self._plain.quick and not settings.max_queue_delay_ms  # which asks to wait for others
+        quick = self._plain.quick and self._tapped.quick and not graph.taps  # nor does reducing tensors take long
+        self._runs_here = quick and settings.provider == "cpu" and not settings.max_queue_delay_ms  # which asks to wait for others
         self._sampler = Sampler(settings.statistics_sample if self.manifest.layers else 0)
         name = f"{self.manifest.name}-{self.manifest.version}"
         # one run at a time, on another device: then photos are decoded beside it
@@ -215,11 +216,11 @@ class ServedModel:
         return outcomes, Timing(total, queued, call.input_ns, call.infer_ns, call.output_ns)
 
     async def _is_alone(self, items: Sequence[Item]) -> bool:
-        """Whether a short text or a small row, which takes no longer than waking a thread, is all that there is to do."""
+        """Whether a short text, whose run takes no longer than waking a thread, is all that there is to do."""
         if self._in_hand > 1 or not self._runs_here or len(items) > 1:
             return False
         (item,) = items
-        if isinstance(item, bytes) or (len(item) > _SHORT_TEXT if isinstance(item, str) else item.elements > self._usual_elements):
+        if not isinstance(item, str) or len(item) > _SHORT_TEXT:
             return False
         await asyncio.sleep(0)  # requests that have come at the same moment have their turn to come in
         return self._in_hand == 1

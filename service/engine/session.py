@@ -54,8 +54,8 @@ class Session:
         options.log_severity_level = 3
         share_arena(options)
         # a pattern takes all activations of a run as one piece: photos run 5 % faster, but two runs at once hardly share what lies
-        # free; for both shipped models 25 MB if plain graphs have one, 100 if watched ones do, too
-        options.enable_mem_pattern = not graph.observers
+        # free; for both shipped models 25 MB if plain graphs have one, 100 if runs of watched ones beside each other do, too
+        options.enable_mem_pattern = threads > 1 or not graph.observers
         self._session, self._shared = graph.load(options), graph.shared
         self._taps = graph.taps
         self._count = len(graph.outputs)

@@ -143,16 +143,21 @@ def test_a_run_is_padded_by_a_fifth_at_most(readers: dict[str, InputReader]) -> 
 
 
 def test_a_broken_photo_fails_alone(readers: dict[str, InputReader], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Photos are decoded by the thread that runs them; one that cannot be leaves its neighbours in their run."""
+    """Photos are decoded by the thread that runs them; one that cannot be leaves its neighbours in their run.
+
+    What its own request brings besides is not decoded any more.
+    """
+    decoded = []
 
     def decode(data: bytes) -> TensorInput:
+        decoded.append(data)
         if data == b"broken":
             raise InvalidInputError("not an image", value=data, limit="an image", remedy="send one")
         return pixels(len(data), side=readers["vision"].example().arrays[0].shape[-1])
 
     async def scenario(submit: Callable[..., Call], held: HeldRuns, batcher: Batcher) -> None:
         monkeypatch.setattr(readers["vision"], "image", decode)
-        good, broken, other, wholly_broken = submit(b"a"), submit(b"aa", b"broken"), submit(b"aaa"), submit(b"broken")
+        good, broken, other, wholly_broken = submit(b"a"), submit(b"aa", b"broken"), submit(b"aaa"), submit(b"broken", b"late")
         held.release()
         assert [await outcomes_of(call) for call in (good, other)] == [[1], [3]]
         for call in (broken, wholly_broken):
@@ -160,6 +165,7 @@ def test_a_broken_photo_fails_alone(readers: dict[str, InputReader], monkeypatch
                 await call.future
 
     assert batched(readers["vision"], scenario, max_size=8, max_elements=100_000) == [[1, 2, 3]]
+    assert b"late" not in decoded
 
 
 @pytest.mark.parametrize("row", [tokens(7), tokens(_POISON)])
@@ -184,6 +190,28 @@ def test_a_run_on_the_event_loop(readers: dict[str, InputReader], row: TensorInp
         asyncio.run(main())
     finally:
         batcher.close()
+
+
+def test_a_text_that_is_longer_than_usual_does_not_run_on_the_event_loop(readers: dict[str, InputReader]) -> None:
+    """Few characters may be many tokens: a thread runs them. What was given up does not run at all."""
+    held = HeldRuns()
+    batcher = Batcher("test", readers["text"], held, Counters(), BatchLimits(4, 1000, 0))
+    length = readers["text"].example().elements + 1
+
+    async def main() -> None:
+        given_up, call = (Call(1, statistics=False, timeout_s=60) for _ in range(2))
+        given_up.abandoned = True
+        batcher.run_here(Job(given_up, 0, tokens(1), tokens(1)))
+        batcher.run_here(Job(call, 0, tokens(7, length), tokens(7, length)))  # returns, though no run is released
+        held.release()
+        assert await outcomes_of(call) == [7]
+
+    try:
+        asyncio.run(main())
+    finally:
+        held.release()
+        batcher.close()
+    assert held.batches == [[7]]
 
 
 def test_a_fault_on_the_event_loop_fails_its_call(readers: dict[str, InputReader], monkeypatch: pytest.MonkeyPatch) -> None:
