@@ -106,6 +106,11 @@ class Batcher:
         """Adds a job; its item is a photo or a text, or its row is there."""
         self._inbox.put(job)
 
+    def put_decoded(self, job: Job) -> None:
+        """Decodes a photo on the thread that calls, then adds its job: for runs elsewhere than on the processor."""
+        for ready in self._decoded([job]):
+            self.put(ready)
+
     def close(self) -> None:
         """Ends the threads once what is waiting has run."""
         self._inbox.put(None)

@@ -15,7 +15,7 @@ from models.statistics.anomaly import AnomalyScorer
 from models.statistics.drift import ReferenceRanks
 from models.statistics.layers import BatchReducer, RunOutputs, SideLayout
 from models.statistics.reference import Reference
-from service.engine.batching import Batch, Batcher, BatchLimits, BatchResult, fail
+from service.engine.batching import Batch, Batcher, BatchLimits, BatchResult
 from service.engine.calls import Call, Job, Outcome, outcomes_of
 from service.engine.changes import ChannelMoments
 from service.engine.counters import Counters
@@ -233,21 +233,9 @@ class ServedModel:
 
     def _enqueue(self, job: Job, batcher: Batcher) -> None:
         if isinstance(job.item, bytes) and self._decoders is not None:
-            self._decoders.submit(self._decode, job, job.item, batcher)
+            self._decoders.submit(batcher.put_decoded, job)
         else:
             batcher.put(job)
-
-    def _decode(self, job: Job, data: bytes, batcher: Batcher) -> None:
-        if job.call.abandoned:
-            return
-        start = time.perf_counter_ns()
-        try:
-            job.row = self._reader.image(data)
-        except Exception as error:  # also a decoder's own fault must reach the request that waits
-            fail(job.call, error)
-            return
-        job.call.spend(1, input_ns=time.perf_counter_ns() - start)
-        batcher.put(job)
 
     def _elements(self, item: Item) -> int:
         return item.elements if isinstance(item, TensorInput) else self._usual_elements

@@ -168,6 +168,23 @@ def test_a_broken_photo_fails_alone(readers: dict[str, InputReader], monkeypatch
     assert b"late" not in decoded
 
 
+def test_photos_decoded_beforehand(readers: dict[str, InputReader], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where runs are elsewhere, others decode: a broken photo fails its call, the next runs and is not decoded again."""
+
+    async def scenario(submit: Callable[..., Call], held: HeldRuns, batcher: Batcher) -> None:
+        monkeypatch.setattr(readers["vision"], "image", Broken(lambda data: pixels(len(data)), RuntimeError("a fault"), times=1))
+        broken, good = (Call(1, statistics=False, timeout_s=60) for _ in range(2))
+        for call in (broken, good):
+            batcher.put_decoded(Job(call, 0, b"aa"))
+        monkeypatch.setattr(readers["vision"], "image", Broken(pixels, RuntimeError("decoded again"), times=1))
+        held.release()
+        with pytest.raises(RuntimeError, match="a fault"):
+            await broken.future
+        assert await outcomes_of(good) == [2]
+
+    assert batched(readers["vision"], scenario) == [[2]]
+
+
 @pytest.mark.parametrize("row", [tokens(7), tokens(_POISON)])
 def test_a_run_on_the_event_loop(readers: dict[str, InputReader], row: TensorInput) -> None:
     """Ends as one on a thread does, well or badly, before the call returns."""
