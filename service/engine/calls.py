@@ -40,18 +40,17 @@ def outcomes_of(
     outputs: Sequence[NDArray[Any]],
     rows: Sequence[TensorInput],
     statistics: Sequence[SampleStatistics | None],
+    scored: tuple[NDArray[np.float64], NDArray[np.int64]] | None = None,
 ) -> list[Outcome]:
-    """What a run of these rows makes of each, with its statistics."""
-    chosen = manifest.scores_output
-    scores = ranking = None
-    if chosen is not None:
-        scores = softmax(outputs[chosen])  # of the whole batch: numpy costs about as much for one row
-        ranking = rank(scores)
+    """What a run of these rows makes of each, with its statistics; `scored` are its scores and ranking, if the run made them."""
+    if scored is None and manifest.scores_output is not None:
+        scores = softmax(outputs[manifest.scores_output])
+        scored = scores, rank(scores)
     return [
         Outcome(
-            tuple(output[i] for output in outputs) if manifest.batched else tuple(outputs),
-            None if scores is None else scores[i],
-            None if ranking is None else ranking[i],
+            tuple([output[i] for output in outputs]) if manifest.batched else tuple(outputs),
+            None if scored is None else scored[0][i],
+            None if scored is None else scored[1][i],
             row.truncated,
             of_row,
         )

@@ -20,6 +20,7 @@ from models.instrument.blocked import layout_probe, read_blocked
 from models.instrument.detached import detach_weights
 from models.instrument.graph_file import read_graph
 from models.instrument.observers import Observer, Pair, Reduction, add_observers
+from models.instrument.scores import add_scores
 from models.instrument.taps import UnknownTensorError, add_taps, widen
 from service.engine.weights import Weights
 from service.statistics.library import library
@@ -43,6 +44,7 @@ class PreparedGraph:
         taps: tensors that are outputs, each after the other.
         widened: tap -> the output that stands for it, where they differ.
         observers: nodes that reduce tensors; with any, the graph has the input and the outputs that `observers.py` names.
+        scored: whether it has the outputs that `scores.py` names.
         optimized: whether ONNX Runtime has optimized it already.
         weights: the folder of the weights that `model` does not hold.
         shared: weights by name that `model` does not hold either; those of an optimized graph all its sessions read in place.
@@ -53,6 +55,7 @@ class PreparedGraph:
     provider: Provider
     taps: tuple[str, ...] = ()
     observers: tuple[Observer, ...] = ()
+    scored: bool = False
     optimized: bool = False
     widened: Mapping[str, str] = field(default_factory=dict)
     weights: Path | None = None
@@ -126,7 +129,8 @@ def prepare(
 ) -> PreparedGraph:
     """The graph of an artifact, in which `reductions` and the dot products of `pairs` are watched; none leaves it as it is.
 
-    Its weights are held once with those of other graphs of the artifact that were prepared with the same `held`.
+    Of a classifier it also makes the scores and the order of the classes, unless it is passed on as a file, or has no known number
+    of them. Its weights are held once with those of other graphs of the artifact that were prepared with the same `held`.
 
     Raises:
         ArtifactError: the graph cannot be read, or a tensor is not in it.
@@ -137,9 +141,12 @@ def prepare(
     try:
         if not reductions and (provider != "cpu" or size > _MOST_BYTES):
             return PreparedGraph(path, outputs, provider)
-        if size <= _MOST_BYTES:
-            return watch(onnx.load(path), outputs, provider, reductions, pairs, held=held)
-        return watch(read_graph(path), outputs, provider, reductions, pairs, weights=artifact.folder)
+        whole = size <= _MOST_BYTES
+        model = onnx.load(path) if whole else read_graph(path)
+        chosen = artifact.manifest.scores_output
+        scored = chosen is not None and add_scores(model, outputs[chosen])
+        graph = watch(model, outputs, provider, reductions, pairs, weights=None if whole else artifact.folder, held=held)
+        return replace(graph, scored=scored)
     except UnknownTensorError as error:
         raise ArtifactError(str(error)) from error
     except ArtifactError:

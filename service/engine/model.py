@@ -264,7 +264,7 @@ class ServedModel:
         result = self._plain.run(feed, alone=batch.alone)
         ran = time.perf_counter_ns()
         self.traffic.count(len(batch.rows))
-        outcomes = outcomes_of(self.manifest, result.outputs, batch.rows, [None] * len(batch.rows))
+        outcomes = outcomes_of(self.manifest, result.outputs, batch.rows, [None] * len(batch.rows), result.scored)
         return BatchResult(outcomes, ready - start, ran - ready, time.perf_counter_ns() - ran)
 
     def _run_tapped(self, batch: Batch, *, counted: bool) -> BatchResult:
@@ -281,7 +281,7 @@ class ServedModel:
         else:
             self.traffic.count(len(batch.rows))
         kept = [observed.sample(i) if wanted else None for i, wanted in enumerate(batch.keep)]
-        outcomes = outcomes_of(self.manifest, result.outputs, batch.rows, kept)
+        outcomes = outcomes_of(self.manifest, result.outputs, batch.rows, kept, result.scored)
         return BatchResult(outcomes, ready - start, ran - ready, time.perf_counter_ns() - ran)
 
     def close(self) -> None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
 from models.instrument.observers import COLUMNS, FIELDS, LISTED, LISTED_FIELDS, RELATIONS, SUMMARY, ChannelList
+from models.instrument.scores import RANKING, SCORES
 from service.engine.arena import share_arena
 from service.engine.graph import PreparedGraph
 
@@ -26,12 +27,14 @@ class RunResult:
 
     Attributes:
         outputs: of the model, in the order of its manifest.
+        scored: the scores of the classes and their order, see `scores.py`; None where the graph does not make them.
         tensors: the tapped ones (N, ...) by name.
         summary: float64 (N, ...), the numbers of the observers; None without any.
         channels: the same by channel; None where they were not asked for.
     """
 
     outputs: tuple[NDArray[Any], ...]
+    scored: tuple[NDArray[np.float64], NDArray[np.int64]] | None
     tensors: dict[str, NDArray[np.floating]]
     summary: NDArray[np.float64] | None
     channels: ChannelList | None
@@ -57,9 +60,10 @@ class Session:
         # free; for both shipped models 25 MB if plain graphs have one, 100 if runs of watched ones beside each other do, too
         options.enable_mem_pattern = threads > 1 or not graph.observers
         self._session, self._shared = graph.load(options), graph.shared
-        self._taps = graph.taps
+        self._taps, self._scored = graph.taps, graph.scored
         self._count = len(graph.outputs)
-        self._outputs = [*graph.outputs, *(graph.widened.get(tap, tap) for tap in graph.taps)]
+        scored = (SCORES, RANKING) if graph.scored else ()
+        self._outputs = [*graph.outputs, *scored, *(graph.widened.get(tap, tap) for tap in graph.taps)]
         self._rows = np.array([len(observer.rows) for observer in graph.observers], int)
         self._columns: NDArray[np.int64] | None = None
 
@@ -90,7 +94,12 @@ class Session:
         return self._result(summary, outputs, listed)
 
     def _result(self, summary: NDArray[np.float64] | None, given: list[NDArray[Any]], listed: ChannelList | None) -> RunResult:
-        return RunResult(tuple(given[: self._count]), dict(zip(self._taps, given[self._count :], strict=True)), summary, listed)
+        outputs, made = tuple(given[: self._count]), given[self._count :]
+        scored = None
+        if self._scored:
+            (scores, ranking), made = made[:2], made[2:]
+            scored = scores, ranking
+        return RunResult(outputs, scored, dict(zip(self._taps, made, strict=True)), summary, listed)
 
 
 class Sessions:

@@ -10,10 +10,12 @@ import pytest
 
 from models.artifact import Artifact, ArtifactError, load_artifact
 from models.graph_import import ImportOptions, import_graph
+from models.postprocessing import rank, softmax
 from models.statistics.layers import BatchReducer, RunOutputs, SideLayout, summary
 from service.engine import graph as engine_graph
 from service.engine.graph import check_installed, check_started, prepare
 from service.engine.session import Session
+from tests.conftest import SHIPPED
 from tests.graphs import WIDTH, graph_of, weights
 
 _ROWS = 70_000  # of the embeddings: above what is read with the graph
@@ -139,3 +141,17 @@ def test_loading_checks_what_started(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
     with pytest.raises(ArtifactError, match="could not start its provider cuda"):
         Session(prepare(artifact, "cuda"), 1)
+
+
+@pytest.mark.parametrize("watched", [False, True])
+def test_a_classifier_makes_its_scores_in_its_run(watched: bool) -> None:
+    """With statistics and without, they are those that are made of its output otherwise."""
+    artifact = load_artifact(SHIPPED / "encoder" / "1")
+    layout = SideLayout(tuple(artifact.manifest.layers))
+    prepared = prepare(artifact, "cpu", *((layout.reductions, layout.pairs) if watched else ()))
+    feed = {"input_ids": np.array([[2, 9, 31, 7], [2, 5, 0, 0]]), "attention_mask": np.array([[1, 1, 1, 1], [1, 1, 0, 0]])}
+    result = Session(prepared, 1).run(feed)
+    assert result.scored is not None
+    scores, ranking = result.scored
+    np.testing.assert_allclose(scores, softmax(result.outputs[0]), rtol=1e-12)
+    np.testing.assert_array_equal(ranking, rank(scores))
