@@ -22,6 +22,7 @@ def copier(kind: int = TensorProto.FLOAT, shape: tuple[int | str, ...] = ("batch
 
 
 def run(model: onnx.ModelProto, logits: NDArray[Any]) -> list[NDArray[Any]]:
+    """Its output, and what was added."""
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     return list(session.run(["y", SCORES, RANKING], {"x": logits}))
 
