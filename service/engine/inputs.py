@@ -5,32 +5,32 @@ A row has no batch axis, unless the model has none: then it is a whole request, 
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
 
 from models.artifact import Artifact, Layer, TensorSpec
 from models.preprocessing import ImagePreprocessing, InvalidInputError, TextPreprocessing, decode_image, encode_texts
 from service.engine.session import Feed
 
 
-@dataclass(frozen=True)
 class TensorInput:
     """One row: an array for each input of the graph.
 
-    Of an image (float32 (3, H, W),), of a text (ids int64 (L,), mask int64 (L,)).
+    Attributes:
+        arrays: never written to; of an image (float32 (3, H, W),), of a text (ids int64 (L,), mask int64 (L,)).
+        truncated: whether its text was cut.
+        elements: numbers in the largest array.
     """
 
-    arrays: tuple[NDArray[Any], ...]
-    truncated: bool = False
-    elements: int = field(init=False)
-    """Numbers in the largest array."""
+    __slots__ = ("arrays", "elements", "truncated")
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "elements", max((array.size for array in self.arrays), default=0))  # read many times
+    def __init__(self, arrays: tuple[NDArray[Any], ...], truncated: bool = False) -> None:
+        self.arrays, self.truncated = arrays, truncated
+        self.elements = max([array.size for array in arrays], default=0)  # read many times
 
 
 _USUAL_TOKENS = 32
@@ -41,12 +41,8 @@ Item = bytes | str | TensorInput
 """An encoded image, a text, or a row that is ready."""
 
 
-_OF_TOKENS: dict[str, Callable[[NDArray[np.int64]], NDArray[Any]]] = {
-    "input_ids": lambda ids: ids,
-    "token_type_ids": np.zeros_like,
-    "position_ids": lambda ids: np.arange(len(ids)),
-}
-"""What a text model may ask for beside its mask, from the ids of a text."""
+_OF_COUNT: dict[str, Callable[[int], NDArray[Any]]] = {"token_type_ids": np.zeros, "position_ids": np.arange}
+"""What a text model may ask for beside ids and mask, from the number of tokens."""
 
 
 class InputReader:
@@ -57,16 +53,21 @@ class InputReader:
         self._names = [spec.name for spec in manifest.inputs]
         self._preprocessing = manifest.preprocessing
         self._max_image_pixels = max_image_pixels
-        of_text = isinstance(self._preprocessing, TextPreprocessing)
         known = all(isinstance(extent, int) for spec in manifest.outputs for extent in spec.shape[1:])
         seen = all(layer.mask or _is_fixed(layer) for layer in manifest.layers)
-        self.pads = of_text and manifest.mask_input is not None and manifest.batched and known and seen
+        self.pads = False
         """Rows of different length can share a run: padding is masked in every layer, and no output has the length of its input."""
-        made = _OF_TOKENS | {str(manifest.mask_input): np.ones_like}
-        self._makers = [(made[spec.name], _numpy_type(spec)) for spec in manifest.inputs] if of_text else []
-        self._tokenizer = (
-            self._preprocessing.load_tokenizer(artifact.folder) if isinstance(self._preprocessing, TextPreprocessing) else None
-        )
+        self._tokenizer: Tokenizer | None = None
+        self._beside: list[tuple[np.dtype[Any], NDArray[Any] | None]] = []
+        """The type of each input of a text model, and the whole of it for the longest text, of which others take the beginning;
+        None for the ids."""
+        if isinstance(self._preprocessing, TextPreprocessing):
+            self.pads = manifest.mask_input is not None and manifest.batched and known and seen
+            self._tokenizer = self._preprocessing.load_tokenizer(artifact.folder)
+            makers = _OF_COUNT | {str(manifest.mask_input): np.ones}
+            for spec in manifest.inputs:
+                make, dtype = makers.get(spec.name), _numpy_type(spec)
+                self._beside.append((dtype, make and make(self._preprocessing.max_length).astype(dtype)))
 
     def example(self) -> TensorInput:
         """A row of usual size that the model can run, to warm up."""
@@ -103,7 +104,9 @@ class InputReader:
         ]
 
     def _text(self, ids: NDArray[np.int64], truncated: bool) -> TensorInput:
-        return self._row(tuple(make(ids).astype(dtype, copy=False) for make, dtype in self._makers), truncated)
+        count = len(ids)
+        arrays = [ids.astype(dtype, copy=False) if whole is None else whole[:count] for dtype, whole in self._beside]
+        return self._row(tuple(arrays), truncated)
 
     def _row(self, arrays: tuple[NDArray[Any], ...], truncated: bool = False) -> TensorInput:
         return TensorInput(arrays if self._manifest.batched else tuple(array[None] for array in arrays), truncated)

@@ -1,8 +1,6 @@
 """A bound on the memory of inputs: as many requests as the queue takes, each of many photos, would be gigabytes once decoded."""
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from service.errors import OverloadedError
 
@@ -16,9 +14,8 @@ class InputsInHand:
         self._elements = 0
         self._lock = threading.Lock()
 
-    @contextmanager
-    def hold(self, elements: int) -> Iterator[None]:
-        """Around the work on the inputs of one request.
+    def take(self, elements: int) -> None:
+        """Before the work on the inputs of one request; `give_back` comes after it.
 
         Raises:
             OverloadedError: there are others in hand, and with these they would hold more than the limit.
@@ -33,8 +30,8 @@ class InputsInHand:
                     remedy="try again later, send fewer inputs at once, or raise NORMSCOPE_MAX_QUEUE",
                 )
             self._elements = together
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._elements -= elements
+
+    def give_back(self, elements: int) -> None:
+        """After the work on inputs that were taken."""
+        with self._lock:
+            self._elements -= elements

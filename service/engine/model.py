@@ -5,8 +5,8 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
@@ -37,8 +37,7 @@ from service.statistics.traffic import TrafficStatistics
 _SHORT_TEXT = 128  # characters
 
 
-@dataclass(frozen=True)
-class Timing:
+class Timing(NamedTuple):
     """Where the time of a request went, in nanoseconds; `queue_ns` is what is left of the total."""
 
     total_ns: int
@@ -110,7 +109,8 @@ class ServedModel:
         entering = {layer: ChannelMoments(*each) for (layer, side), each in moments.items() if side == "before"}
         self.interior = Interior(artifact, self._reader, settings, entering)
         self._inputs = InputsInHand(self.manifest.name, settings.max_queue * self._max_elements)
-        self._places = threading.Condition()
+        self._places = threading.Lock()
+        self._empty = threading.Condition(self._places)
         self._in_hand = 0
         self._closed = False
         self.traffic = traffic_of(self.manifest, self.layout)  # last, for a model that cannot be loaded never releases it
@@ -169,7 +169,7 @@ class ServedModel:
         with self._places:
             self._in_hand -= 1
             if self._closed:
-                self._places.notify_all()
+                self._empty.notify_all()
 
     async def predict(
         self, items: Sequence[Item], *, statistics: bool, channels: bool = False, timeout_s: float | None = None
@@ -193,35 +193,38 @@ class ServedModel:
         """
         limit_s = self._settings.request_timeout_s
         timeout_s = limit_s if timeout_s is None else min(timeout_s, limit_s)
-        with self._inputs.hold(sum(map(self._elements, items))):
-            call = Call(len(items), statistics=statistics, channels=channels, timeout_s=timeout_s)
-            batcher = self._watching if statistics else self._quick
-            expiry = call.loop.call_later(timeout_s, _expire, call, timeout_s)
-            try:
-                if not statistics and await self._is_alone(items):
-                    batcher.run_here(self._job(call, 0, items[0]))
-                else:
-                    for i, item in enumerate(items):
-                        self._enqueue(self._job(call, i, item), batcher)
-                outcomes = await call.future
-            except BaseException:
-                call.abandoned = True
-                self.counters.count_failure(time.perf_counter_ns() - call.started_ns)
-                raise
-            finally:
-                expiry.cancel()
+        self._inputs.take(elements := sum([self._elements(item) for item in items]))
+        call = Call(len(items), statistics=statistics, channels=channels, timeout_s=timeout_s)
+        batcher = self._watching if statistics else self._quick
+        expiry = call.loop.call_later(timeout_s, _expire, call, timeout_s)
+        try:
+            if not statistics and self._may_run_here(items) and await self._is_alone():
+                batcher.run_here(self._job(call, 0, items[0]))
+            else:
+                for i, item in enumerate(items):
+                    self._enqueue(self._job(call, i, item), batcher)
+            outcomes = await call.future
+        except BaseException:
+            call.abandoned = True
+            self.counters.count_failure(time.perf_counter_ns() - call.started_ns)
+            raise
+        finally:
+            expiry.cancel()
+            self._inputs.give_back(elements)
         total = time.perf_counter_ns() - call.started_ns
         queued = max(total - call.input_ns - call.infer_ns - call.output_ns, 0)
         self.counters.count_success(total, queued, call.input_ns, call.infer_ns, call.output_ns)
         return outcomes, Timing(total, queued, call.input_ns, call.infer_ns, call.output_ns)
 
-    async def _is_alone(self, items: Sequence[Item]) -> bool:
-        """Whether a short text, whose run takes no longer than waking a thread, is all that there is to do."""
+    def _may_run_here(self, items: Sequence[Item]) -> bool:
+        """Whether it is a short text, whose run takes no longer than waking a thread, and all that there is to do so far."""
         if self._in_hand > 1 or not self._runs_here or len(items) > 1:
             return False
         (item,) = items
-        if not isinstance(item, str) or len(item) > _SHORT_TEXT:
-            return False
+        return isinstance(item, str) and len(item) <= _SHORT_TEXT
+
+    async def _is_alone(self) -> bool:
+        """Whether a request is the only one in hand."""
         await asyncio.sleep(0)  # requests that have come at the same moment have their turn to come in
         return self._in_hand == 1
 
@@ -288,7 +291,7 @@ class ServedModel:
         """Takes no new requests, waits for those in hand and ends the threads."""
         with self._places:
             self._closed = True
-            self._places.wait_for(lambda: self._in_hand == 0)
+            self._empty.wait_for(lambda: self._in_hand == 0)
         if self._decoders is not None:
             self._decoders.shutdown()
         for batcher in {self._watching, self._quick}:

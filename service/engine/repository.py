@@ -2,8 +2,6 @@
 
 import logging
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -297,8 +295,7 @@ class Repository:
         slot = self._slots.get(name, {}).get(version)
         return None if slot is None else slot.served
 
-    @contextmanager
-    def reserve(self, name: str, version: str | None = None) -> Iterator[ServedModel]:
+    def reserve(self, name: str, version: str | None = None) -> "Place":
         """A place in the queue of a model, see `get`; it serves at least until the place is given back.
 
         Raises:
@@ -306,10 +303,7 @@ class Repository:
         """
         while not (served := self.get(name, version)).acquire():
             pass  # it was replaced a moment ago: the slot has its successor already
-        try:
-            yield served
-        finally:
-            served.release()
+        return Place(served)
 
     def close(self) -> None:
         """Waits for running work and ends the threads of all models."""
@@ -317,6 +311,20 @@ class Repository:
         with self._changing:
             for name in self.names:
                 self._stop_serving(name, "the service is stopping")
+
+
+class Place:
+    """A place in the queue of a model, until the end of the `with` around the work on one request."""
+
+    def __init__(self, served: ServedModel) -> None:
+        """`served` has been acquired."""
+        self._served = served
+
+    def __enter__(self) -> ServedModel:
+        return self._served
+
+    def __exit__(self, *_: object) -> None:
+        self._served.release()
 
 
 def _newest(slots: dict[str, _Slot]) -> str | None:

@@ -4,6 +4,9 @@ import asyncio
 import gc
 import weakref
 
+import numpy as np
+from numpy.typing import NDArray
+
 from service.engine.calls import Call, Job, Outcome
 
 
@@ -27,13 +30,13 @@ def test_times_of_inputs_that_ran_beside_each_other_do_not_exceed_the_time_that_
 def test_outcomes_go_as_soon_as_nobody_holds_them() -> None:
     """A call and its jobs are no ring: with statistics of all channels its outcomes are tens of megabytes."""
 
-    async def answered() -> weakref.ref[Outcome]:
+    async def answered() -> weakref.ref[NDArray[np.float32]]:
         call = Call(1, statistics=True, timeout_s=1)
         job = Job(call, 0, "text")
-        assert call.finish(job.index, Outcome((), None, None, False, None))
+        assert call.finish(job.index, Outcome((np.zeros(2, np.float32),), None, None, False, None))
         call.resolve()
         (outcome,) = await call.future
-        return weakref.ref(outcome)
+        return weakref.ref(outcome.outputs[0])
 
     gc.disable()
     try:
