@@ -27,6 +27,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 from service.engine.calls import Call, Job, Outcome
 from service.engine.counters import Counters
@@ -48,8 +49,7 @@ class BatchLimits:
     max_delay_s: float
 
 
-@dataclass(frozen=True)
-class BatchResult:
+class BatchResult(NamedTuple):
     """One outcome for each row, and the nanoseconds that went to making the feed, to the graph and to the outputs."""
 
     outcomes: list[Outcome]
@@ -58,8 +58,7 @@ class BatchResult:
     output_ns: int
 
 
-@dataclass(frozen=True)
-class Batch:
+class Batch(NamedTuple):
     """What runs together.
 
     Attributes:

@@ -1,9 +1,8 @@
 """ONNX Runtime behind one small door: a prepared graph in, its outputs and what is watched out. Knows no HTTP and no statistics."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnxruntime
@@ -21,8 +20,7 @@ _NONE = {COLUMNS: np.zeros(0, np.int64), LISTED: np.zeros((0, LISTED_FIELDS, 0),
 Feed = Mapping[str, NDArray[Any]]
 
 
-@dataclass(frozen=True)
-class RunResult:
+class RunResult(NamedTuple):
     """What one run hands out.
 
     Attributes:
