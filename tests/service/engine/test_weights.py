@@ -31,6 +31,14 @@ def test_equal_weights_are_one() -> None:
     np.testing.assert_array_equal(second["f"].numpy(), -ones)
 
 
+def test_weights_begin_with_a_cache_line() -> None:
+    """Wherever they lay before; what was given is emptied, since each copy counts while a model is loaded."""
+    given = {f"w{i}": np.frombuffer(bytes(4 * i + 404), np.float32, 100, 4 * i) for i in range(16)}
+    held = Weights().hold(given)
+    assert [value.data_ptr() % 64 for value in held.values()] == [0] * 16
+    assert not given
+
+
 def convolutions(folder: Path, gamma: float) -> Artifact:
     """Two of them, each with a batch normalization; `gamma` is that of one channel of the second."""
     nodes, constants = [], {}
