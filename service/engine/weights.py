@@ -1,6 +1,7 @@
 """The weights of the graphs of one model, each in memory once: arrays by name in, what its sessions read in place out."""
 
 import hashlib
+
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
