@@ -148,11 +148,13 @@ class InputReader:
         length = longest = tokens = first.elements
         chosen: list[int] = []
         for i in sorted(range(len(rows)), key=lambda i: abs(rows[i].elements - length)):
-            longest, tokens = max(longest, rows[i].elements), tokens + rows[i].elements
-            taken = (len(chosen) + 2) * longest
-            if len(chosen) + 1 >= max_rows or taken > max_elements or taken - tokens > taken * _MOST_PADDING:
+            if len(chosen) + 1 >= max_rows:
                 break
-            chosen.append(i)
+            widest, together = max(longest, rows[i].elements), tokens + rows[i].elements
+            taken = (len(chosen) + 2) * widest
+            if taken <= max_elements and taken - together <= taken * _MOST_PADDING:
+                longest, tokens = widest, together
+                chosen.append(i)
         return chosen
 
 

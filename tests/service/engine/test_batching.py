@@ -131,15 +131,22 @@ def test_texts_of_similar_length_run_together(readers: dict[str, InputReader]) -
     assert batched(readers["text"], scenario, max_size=2) == [[0, 2], [1, 3]]
 
 
-def test_a_run_is_padded_by_a_fifth_at_most(readers: dict[str, InputReader]) -> None:
-    """Texts that would need more padding run by themselves: 10 and 8 tokens share a run, which 5 more do not join."""
+@pytest.mark.parametrize(
+    ("lengths", "batches"),
+    [
+        ([10, 5, 8, 5], [[0, 2], [1, 3]]),  # 10 and 8 tokens share a run, which 5 more do not join
+        ([10, 10, 14, 10, 5], [[0, 1, 3, 4], [2]]),  # 14 are nearer than 5, but would pad all others
+    ],
+)
+def test_a_run_is_padded_by_a_fifth_at_most(lengths: list[int], batches: list[list[int]], readers: dict[str, InputReader]) -> None:
+    """Texts that would need more padding run by themselves, and do not keep others from the run."""
 
     async def scenario(submit: Callable[..., Call], held: HeldRuns, batcher: Batcher) -> None:
-        calls = [submit(tokens(i, length)) for i, length in enumerate([10, 5, 8, 5])]
+        calls = [submit(tokens(i, length)) for i, length in enumerate(lengths)]
         held.release()
-        assert [await outcomes_of(call) for call in calls] == [[0], [1], [2], [3]]
+        assert [await outcomes_of(call) for call in calls] == [[i] for i in range(len(lengths))]
 
-    assert batched(readers["text"], scenario) == [[0, 2], [1, 3]]
+    assert batched(readers["text"], scenario) == batches
 
 
 def test_a_broken_photo_fails_alone(readers: dict[str, InputReader], monkeypatch: pytest.MonkeyPatch) -> None:
