@@ -33,6 +33,7 @@ from models.preprocessing import DEFAULT_MAX_PIXELS, ImagePreprocessing
 from models.statistics.layers import BatchReducer, BatchStatistics, RunOutputs, SideLayout
 from service.engine.graph import prepare
 from service.engine.inputs import InputReader, TensorInput
+from service.engine.memory import give_back_large_arrays
 from service.engine.session import Feed, Session
 from tests.benchmarks.peers import inputs
 from tests.benchmarks.peers.classifier import SHIPPED, Item
@@ -167,6 +168,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=["encoder", "resnet50"], default=["resnet50", "encoder"])
     arguments = parser.parse_args()
     torch.set_num_threads(_THREADS)
+    give_back_large_arrays()  # as the service does
     print(f"{_THREADS} threads, onnxruntime {onnxruntime.__version__}, torch {torch.__version__}; {inputs.origin()}")
     columns = ["model, batch", "ms", "as served", "summary", "channels", "HTTP", "HTTP, as shipped", "HTTP, statistics"]
     columns += ["torch", "torch, hooks"]
