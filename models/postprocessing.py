@@ -1,4 +1,4 @@
-"""Logits in, scores and their order out; shared by evaluation and service, so that they cannot differ."""
+"""Logits in, scores and their order out, for evaluation and service; `models.instrument.scores` makes the same inside a graph."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,6 @@ def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     return np.asarray(exponents / exponents.sum(-1, keepdims=True))
 
 
-def rank(scores: NDArray[np.float64]) -> NDArray[np.int64]:
+def rank(logits: NDArray[np.floating]) -> NDArray[np.int64]:
     """Classes along the last axis, the best first; of equals the one with the lower index."""
-    return np.argsort(-scores, axis=-1, kind="stable")
+    return np.argsort(-logits, axis=-1, kind="stable")

@@ -140,7 +140,7 @@ class TextPreprocessing(BaseModel):
     tokenizer: str = Field(
         default="tokenizer.json", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="file in the artifact folder"
     )
-    max_length: int = Field(gt=0, le=1 << 20, description="tokens, special tokens included")
+    max_length: int = Field(gt=0, description="tokens, special tokens included")
 
     def load_tokenizer(self, folder: Path) -> Tokenizer:
         """The tokenizer of an artifact folder, without truncation or padding: both are done here, where they can be reported."""

@@ -1,7 +1,7 @@
 """Adds what answers need of a classifier: a graph in, the same graph with the scores of its classes and their order out.
 
-It is `models.postprocessing` as operators. Beside an event loop that is busy, numpy gives the interpreter away with every array of
-more than 500 numbers, and gets it back long after the work on it is done; a run gives it away once.
+It is `models.postprocessing` as operators, equal but for rounding. Beside an event loop that is busy, numpy gives the interpreter
+away with every array of more than 500 numbers, and gets it back long after the work on it is done; a run gives it away once.
 """
 
 import numpy as np
@@ -9,9 +9,9 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 SCORES = "normscope.scores"
-"""float64 (N, classes): the softmax of the logits."""
+"""float64 (..., classes): the softmax of the logits."""
 RANKING = "normscope.ranking"
-"""int64 (N, classes): the classes, the best first; of equals the one with the lower index."""
+"""int64 (..., classes): the classes by their logits, the best first; of equals the one with the lower index."""
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 _LEAST_OPSET = 11  # from here on TopK says which of equals is first
@@ -25,23 +25,29 @@ def add_scores(model: onnx.ModelProto, logits: str) -> bool:
         logits: one of its outputs, with the classes along its last axis.
 
     Returns:
-        false where it stays as it is: its opset is older than 11, or the output is no tensor of floats with a known number of
-        classes.
+        false where it stays as it is: its opset is older than 11, or the output is one number or no tensor of floats.
     """
     opset = next((each.version for each in model.opset_import if not each.domain), 0)
     tensor = next((value.type.tensor_type for value in model.graph.output if value.name == logits), None)
-    if opset < _LEAST_OPSET or tensor is None or tensor.elem_type not in _FLOATS or not tensor.shape.dim:
+    if opset < _LEAST_OPSET or tensor is None or tensor.elem_type not in _FLOATS:
         return False
-    classes = tensor.shape.dim[-1].dim_value
-    if not classes:
+    if tensor.HasField("shape") and not tensor.shape.dim:
         return False
-    wide, count, best = f"{SCORES}.logits", f"{RANKING}.count", f"{RANKING}.scores"
-    model.graph.initializer.append(numpy_helper.from_array(np.array([classes]), count))
+    wide, last, least = f"{SCORES}.logits", f"{RANKING}.last", f"{RANKING}.least"
+    shape, count, broken, ordered, best = (f"{RANKING}.{name}" for name in ("shape", "count", "broken", "ordered", "best"))
+    model.graph.initializer.append(numpy_helper.from_array(np.array([-1]), last))
+    model.graph.initializer.append(numpy_helper.from_array(np.array(-np.inf), least))
     model.graph.node.extend(
         [
             helper.make_node("Cast", [logits], [wide], to=TensorProto.DOUBLE),
             helper.make_node("Softmax", [wide], [SCORES], axis=-1),
-            helper.make_node("TopK", [SCORES, count], [best, RANKING], axis=-1),
+            # what a graph declares of its outputs may be wrong
+            helper.make_node("Shape", [logits], [shape]),
+            helper.make_node("Gather", [shape, last], [count]),
+            # by logits: the softmax gives equals scores that may differ in the last bit; and NaN compares with nothing
+            helper.make_node("IsNaN", [wide], [broken]),
+            helper.make_node("Where", [broken, least, wide], [ordered]),
+            helper.make_node("TopK", [ordered, count], [best, RANKING], axis=-1),
         ]
     )
     model.graph.output.append(helper.make_tensor_value_info(SCORES, TensorProto.DOUBLE, None))

@@ -43,8 +43,8 @@ def outcomes_of(
 ) -> list[Outcome]:
     """What a run of these rows makes of each, with its statistics; `scored` are its scores and ranking, if the run made them."""
     if scored is None and manifest.scores_output is not None:
-        scores = softmax(outputs[manifest.scores_output])
-        scored = scores, rank(scores)
+        logits = outputs[manifest.scores_output]
+        scored = softmax(logits), rank(logits.astype(np.float64))
     return [
         Outcome(
             tuple([output[i] for output in outputs]) if manifest.batched else tuple(outputs),

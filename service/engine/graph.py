@@ -129,8 +129,8 @@ def prepare(
 ) -> PreparedGraph:
     """The graph of an artifact, in which `reductions` and the dot products of `pairs` are watched; none leaves it as it is.
 
-    Of a classifier it also makes the scores and the order of the classes, unless it is passed on as a file, or has no known number
-    of them. Its weights are held once with those of other graphs of the artifact that were prepared with the same `held`.
+    Of a classifier it also makes the scores and the order of the classes, unless it is passed on as a file. Its weights are held
+    once with those of other graphs of the artifact that were prepared with the same `held`.
 
     Raises:
         ArtifactError: the graph cannot be read, or a tensor is not in it.

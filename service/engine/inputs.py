@@ -58,16 +58,14 @@ class InputReader:
         self.pads = False
         """Rows of different length can share a run: padding is masked in every layer, and no output has the length of its input."""
         self._tokenizer: Tokenizer | None = None
-        self._beside: list[tuple[np.dtype[Any], NDArray[Any] | None]] = []
-        """The type of each input of a text model, and the whole of it for the longest text, of which others take the beginning;
-        None for the ids."""
+        self._makers: list[tuple[np.dtype[Any], Callable[[int], NDArray[Any]] | None]] = []
+        """The type of each input of a text model, and what makes it of the number of tokens; None for the ids."""
         if isinstance(self._preprocessing, TextPreprocessing):
             self.pads = manifest.mask_input is not None and manifest.batched and known and seen
             self._tokenizer = self._preprocessing.load_tokenizer(artifact.folder)
             makers = _OF_COUNT | {str(manifest.mask_input): np.ones}
             for spec in manifest.inputs:
-                make, dtype = makers.get(spec.name), _numpy_type(spec)
-                self._beside.append((dtype, make and make(self._preprocessing.max_length).astype(dtype)))
+                self._makers.append((_numpy_type(spec), None if spec.name == "input_ids" else makers[spec.name]))
 
     def example(self) -> TensorInput:
         """A row of usual size that the model can run, to warm up."""
@@ -105,7 +103,7 @@ class InputReader:
 
     def _text(self, ids: NDArray[np.int64], truncated: bool) -> TensorInput:
         count = len(ids)
-        arrays = [ids.astype(dtype, copy=False) if whole is None else whole[:count] for dtype, whole in self._beside]
+        arrays = [(ids if make is None else make(count)).astype(dtype, copy=False) for dtype, make in self._makers]
         return self._row(tuple(arrays), truncated)
 
     def _row(self, arrays: tuple[NDArray[Any], ...], truncated: bool = False) -> TensorInput:
@@ -134,7 +132,7 @@ class InputReader:
         return stacked
 
     def compatible(self, first: TensorInput, rows: Sequence[TensorInput], max_rows: int, max_elements: int) -> list[int]:
-        """Which of `rows` should share a run with `first`: the nearest in length, or those of its very shape.
+        """Which of `rows` should share a run with `first`: the nearest in length that fit, or those of its very shape.
 
         Returns:
             indices, the best first, at most `max_rows` - 1, so that the feed holds at most `max_elements` numbers in an input, and

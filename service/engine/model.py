@@ -193,9 +193,9 @@ class ServedModel:
         """
         limit_s = self._settings.request_timeout_s
         timeout_s = limit_s if timeout_s is None else min(timeout_s, limit_s)
-        self._inputs.take(elements := sum([self._elements(item) for item in items]))
         call = Call(len(items), statistics=statistics, channels=channels, timeout_s=timeout_s)
         batcher = self._watching if statistics else self._quick
+        self._inputs.take(elements := sum([self._elements(item) for item in items]))
         expiry = call.loop.call_later(timeout_s, _expire, call, timeout_s)
         try:
             if not statistics and self._may_run_here(items) and await self._is_alone():

@@ -296,7 +296,7 @@ class Repository:
         return None if slot is None else slot.served
 
     def reserve(self, name: str, version: str | None = None) -> "Place":
-        """A place in the queue of a model, see `get`; it serves at least until the place is given back.
+        """A place in the queue of a model, see `get`, for a `with`; it serves at least until the place is given back.
 
         Raises:
             OverloadedError: its queue is full.

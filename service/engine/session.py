@@ -93,10 +93,8 @@ class Session:
 
     def _result(self, summary: NDArray[np.float64] | None, given: list[NDArray[Any]], listed: ChannelList | None) -> RunResult:
         outputs, made = tuple(given[: self._count]), given[self._count :]
-        scored = None
-        if self._scored:
-            (scores, ranking), made = made[:2], made[2:]
-            scored = scores, ranking
+        scored = (made[0], made[1]) if self._scored else None
+        made = made[2 * self._scored :]
         return RunResult(outputs, scored, dict(zip(self._taps, made, strict=True)), summary, listed)
 
 

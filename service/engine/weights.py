@@ -10,7 +10,7 @@ _LINE_BYTES = 64  # also what the widest instructions read at once
 
 
 class Weights:
-    """Holds what it is given as long as it lives; sessions keep what they read."""
+    """Holds copies of what it is given as long as it lives; sessions keep what they read."""
 
     def __init__(self) -> None:
         self._held: dict[tuple[str, tuple[int, ...], bytes], onnxruntime.OrtValue] = {}

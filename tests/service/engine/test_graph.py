@@ -154,4 +154,4 @@ def test_a_classifier_makes_its_scores_in_its_run(watched: bool) -> None:
     assert result.scored is not None
     scores, ranking = result.scored
     np.testing.assert_allclose(scores, softmax(result.outputs[0]), rtol=1e-12)
-    np.testing.assert_array_equal(ranking, rank(scores))
+    np.testing.assert_array_equal(ranking, rank(result.outputs[0]))
