@@ -47,7 +47,7 @@ async def read_inputs(request: Request, manifest: Manifest, settings: Settings) 
         InvalidRequestError: the model takes neither; broken JSON, multipart or base64, no input, too many.
     """
     takes_images = _takes_images(manifest)
-    media_type = _header(request, b"content-type").partition(";")[0].strip().lower()
+    media_type = _media_type(request)
     is_json = _is_json(media_type)
     if not is_json and not (takes_images and (media_type.startswith("image/") or media_type == "multipart/form-data")):
         raise UnsupportedMediaTypeError(
@@ -77,7 +77,7 @@ async def read_json_inputs(
     Raises:
         As for `read_inputs`.
     """
-    media_type = _header(request, b"content-type").partition(";")[0].strip().lower()
+    media_type = _media_type(request)
     takes_images = _takes_images(manifest)
     if not _is_json(media_type):
         raise UnsupportedMediaTypeError(
@@ -128,6 +128,10 @@ def _header(request: Request, name: bytes) -> str:
         if key == name:
             return str(value, "latin-1")
     return ""
+
+
+def _media_type(request: Request) -> str:
+    return _header(request, b"content-type").partition(";")[0].strip().lower()
 
 
 def _is_json(media_type: str) -> bool:
