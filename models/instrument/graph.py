@@ -64,7 +64,8 @@ class Graph:
         self._opsets = {opset.domain: opset.version for opset in model.opset_import}
         self._constant: dict[str, bool] = {}
         values = [*model.graph.input, *model.graph.value_info, *model.graph.output]
-        self._shapes = {value.name: _shape(value) for value in values}
+        self._shapes: dict[str, list[Dimension] | None] = {name: list(tensor.dims) for name, tensor in self._initializers.items()}
+        self._shapes |= {value.name: _shape(value) for value in values}
 
     def producer(self, tensor: str) -> onnx.NodeProto | None:
         """The node that makes a tensor; None for inputs and initializers."""

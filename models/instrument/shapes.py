@@ -2,12 +2,16 @@
 
 from collections.abc import Mapping
 
+import numpy as np
 import onnx
-from onnx import helper
+from onnx import helper, numpy_helper
 
+from models.instrument.graph import Graph
 from models.instrument.skip_norms import BIAS, SUM
 
 _KEEPS_SHAPE = {"SimplifiedLayerNormalization", "GroupNormalization", "Gelu", "FastGelu", "BiasGelu", "QuickGelu"}
+_FIRST = "normscope.first"
+_UNSQUEEZE_OPSET = 13  # the first with axes as an input
 _LAYER_NORM_OPSET = 17  # the first whose shape inference knows LayerNormalization; before, it was ONNX Runtime's own
 
 
@@ -30,6 +34,31 @@ def infer_shapes(model: onnx.ModelProto, extents: Mapping[str, int]) -> onnx.Mod
     del copy.graph.value_info[:]
     copy.graph.value_info.extend(inferred.graph.value_info)
     return copy
+
+
+def follow_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy with the shapes that follow from those of its inputs and constants alone.
+
+    What its file says of tensors in between is left out: it may be wrong, or that of an example. In return extents are followed
+    where torch reshapes each of them, a number, to one element, behind which ONNX's inference does not see it.
+    """
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    del copy.graph.value_info[:]
+    opset = next((each.version for each in model.opset_import if not each.domain), 0)
+    if opset < _UNSQUEEZE_OPSET:
+        return infer_shapes(copy, {})
+    graph = Graph(infer_shapes(copy, {}))
+    copy.graph.initializer.append(numpy_helper.from_array(np.array([0]), _FIRST))
+    for node in copy.graph.node:
+        if node.op_type == "Reshape" and graph.shape(node.input[0]) == [] and graph.shape(node.output[0]) == [1]:
+            node.CopyFrom(helper.make_node("Unsqueeze", [node.input[0], _FIRST], node.output))
+    inferred = infer_shapes(copy, {})
+    followed = onnx.ModelProto()
+    followed.CopyFrom(model)
+    del followed.graph.value_info[:]
+    followed.graph.value_info.extend(inferred.graph.value_info)
+    return followed
 
 
 def _stand_ins(node: onnx.NodeProto, model: onnx.ModelProto) -> list[onnx.NodeProto]:

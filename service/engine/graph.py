@@ -16,6 +16,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from models.artifact import Artifact, ArtifactError
+from models.instrument.attention import fuse_attention
 from models.instrument.blocked import layout_probe, read_blocked
 from models.instrument.detached import detach_weights
 from models.instrument.graph_file import read_graph
@@ -189,7 +190,10 @@ def watch(
     optimized = provider == "cpu" and weights is None
     detached = detach_weights(model) if optimized else {}  # else each change below would copy them
     widened = widen(model, taps)
-    proto = add_taps(model, [widened.get(tap, tap) for tap in taps]).SerializeToString()
+    tapped = add_taps(model, [widened.get(tap, tap) for tap in taps])
+    if optimized:
+        fuse_attention(tapped)
+    proto = tapped.SerializeToString()
     graph = PreparedGraph(proto, outputs, provider, tuple(taps), tuple(observers), widened=widened, weights=weights)
     return _optimize(graph, detached, held or Weights()) if optimized else graph
 

@@ -155,3 +155,19 @@ def test_a_classifier_makes_its_scores_in_its_run(watched: bool) -> None:
     scores, ranking = result.scored
     np.testing.assert_allclose(scores, softmax(result.outputs[0]), rtol=1e-12)
     np.testing.assert_array_equal(ranking, rank(result.outputs[0]))
+
+
+@pytest.mark.parametrize("watched", [False, True])
+def test_attention_of_the_shipped_encoder_is_one_operator(watched: bool) -> None:
+    """In all its blocks, with statistics and without: the logits are those of the graph in its file."""
+    artifact = load_artifact(SHIPPED / "encoder" / "1")
+    layout = SideLayout(tuple(artifact.manifest.layers))
+    prepared = prepare(artifact, "cpu", *((layout.reductions, layout.pairs) if watched else ()))
+    assert isinstance(prepared.model, bytes)
+    operators = [node.op_type for node in onnx.load_from_string(prepared.model).graph.node]
+    blocks = sum(node.op_type == "Softmax" for node in onnx.load(artifact.model_path).graph.node)
+    assert operators.count("Attention") == blocks > 0
+    feed = {"input_ids": np.array([[2, 9, 31, 7], [2, 5, 0, 0]]), "attention_mask": np.array([[1, 1, 1, 1], [1, 1, 0, 0]])}
+    session = onnxruntime.InferenceSession(artifact.model_path, providers=["CPUExecutionProvider"])
+    (expected,) = session.run(["logits"], feed)
+    np.testing.assert_allclose(Session(prepared, 1).run(feed).outputs[0], expected, rtol=1e-4, atol=1e-5)
