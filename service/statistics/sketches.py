@@ -3,6 +3,7 @@
 KLL sketches of Apache DataSketches. Source: Karnin, Lang & Liberty 2016, "Optimal Quantile Approximation in Streams".
 """
 
+import zlib
 from collections.abc import Sequence
 from typing import Self
 
@@ -88,7 +89,7 @@ class Sketches:
         return type(self).from_bytes(self.to_bytes(), self.size, chosen)
 
     def to_bytes(self) -> bytes:
-        """uint32 lengths of all sketches, then the sketches in the library's own form."""
+        """uint32 lengths of all sketches, the sketches in the library's own form, and the CRC-32 of both."""
         return joined(self.serialized())
 
     def serialized(self) -> list[bytes]:
@@ -121,12 +122,16 @@ def places(blob: bytes, size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]
     """
     lengths = np.frombuffer(blob, _LENGTH, size).astype(np.int64)
     ends = lengths.cumsum() + size * _LENGTH.itemsize
-    expected = int(ends[-1]) if size else 0
-    if expected != len(blob):
-        raise ValueError(f"{len(blob)} bytes of sketches, {expected} expected")
+    end = int(ends[-1]) if size else 0
+    if end + _LENGTH.itemsize != len(blob):
+        raise ValueError(f"{len(blob)} bytes of sketches, {end + _LENGTH.itemsize} expected")
+    # the library trusts what it reads: a wrong byte may end the process
+    if zlib.crc32(memoryview(blob)[:end]) != np.frombuffer(blob, _LENGTH, 1, end).item():
+        raise ValueError("broken sketches: their checksum is another")
     return lengths, ends
 
 
 def joined(parts: Sequence[bytes]) -> bytes:
     """`Sketches.to_bytes` of sketches in the library's own form."""
-    return np.array([len(part) for part in parts], _LENGTH).tobytes() + b"".join(parts)
+    content = np.array([len(part) for part in parts], _LENGTH).tobytes() + b"".join(parts)
+    return content + np.array(zlib.crc32(content), _LENGTH).tobytes()

@@ -5,7 +5,7 @@ import pytest
 
 from models.statistics.moments import Floats
 from service.statistics.kll import EvenSketches, UnevenError, Words
-from service.statistics.sketches import K, Sketches
+from service.statistics.sketches import K, Sketches, joined
 
 _COUNTS = [0, 1, 2, 127, 128, 129, 300, 5000]
 _QUANTITIES = 6
@@ -27,8 +27,7 @@ def _words(sketches: Sketches) -> Words:
 
 def _library(even: EvenSketches) -> Sketches:
     words = even.to_words(K)
-    lengths = np.full(len(words), 4 * words.shape[1], "<u4")
-    return Sketches.from_bytes(lengths.tobytes() + words.tobytes(), len(words))
+    return Sketches.from_bytes(joined([each.tobytes() for each in words]), len(words))
 
 
 @pytest.mark.parametrize("n", _COUNTS)

@@ -60,11 +60,10 @@ def test_quantiles_are_those_of_the_library(n: int, chosen: list[int]) -> None:
     np.testing.assert_array_equal(stored_quantiles(blob, _SIZE, chosen, _RANKS), expected)
 
 
-def test_what_is_broken_is_refused_where_the_library_refuses_it() -> None:
-    """Bytes changed, cut off or put in anywhere: a ValueError, and no other, wherever reading one by one gives it."""
+def test_what_is_broken_is_refused() -> None:
+    """Bytes changed, cut off or put in anywhere: a ValueError, before the library sees what could end the process."""
     whole, other = _stored(_windows([0, 150]))[1], _stored(_windows([30]))[0]
     rng = np.random.default_rng(0)
-    refused = 0
     for _ in range(300):
         blob = bytearray(whole)
         place = int(rng.integers(0, 4 * _SIZE + 100) if rng.random() < 0.7 else rng.integers(0, len(blob)))
@@ -74,13 +73,11 @@ def test_what_is_broken_is_refused_where_the_library_refuses_it() -> None:
         elif kind == 1:
             blob[place:place] = b"\0" * int(rng.integers(1, 9))
         else:
-            blob[place] = int(rng.integers(0, 256))
+            blob[place] ^= int(rng.integers(1, 256))
         broken = bytes(blob)
-        if _refuses(partial(Sketches.from_bytes, broken, _SIZE)):
-            refused += 1
-            assert _refuses(partial(merge_stored, [other, broken], _SIZE))
-            assert _refuses(partial(stored_quantiles, broken, _SIZE, range(_SIZE), _RANKS))
-    assert refused > 100
+        assert _refuses(partial(Sketches.from_bytes, broken, _SIZE))
+        assert _refuses(partial(merge_stored, [other, broken], _SIZE))
+        assert _refuses(partial(stored_quantiles, broken, _SIZE, range(_SIZE), _RANKS))
 
 
 def _refuses(read: Callable[[], object]) -> bool:
