@@ -44,6 +44,7 @@ def _webhook(url: SecretStr) -> SecretStr:
     return url
 
 
+Seconds = Annotated[float, Field(le=86_400)]  # no timer takes infinity
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 Keys = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split)]
 
@@ -65,29 +66,31 @@ class Settings(BaseSettings):
     grpc_port: int | None = Field(default=None, ge=0, le=65535, description="port of gRPC, 0 takes a free one; unset: no gRPC")
     model_repository: Path = Field(default=_SHIPPED, description="folder of artifacts NAME/VERSION to serve")
     watch: bool = Field(default=False, description="load, replace and unload models as the repository changes")
-    watch_interval_s: float = Field(default=5, gt=0, description="seconds between two looks at the repository")
+    watch_interval_s: Seconds = Field(default=5, gt=0, description="seconds between two looks at the repository")
     provider: Literal["cpu", "cuda"] = Field(default="cpu", description="execution provider; cuda needs onnxruntime-gpu")
     threads: int = Field(
-        default=0, ge=0, description="threads that run each model; 0: as many as the CPU quota of the container or service"
+        default=0, ge=0, le=1024, description="threads that run each model; 0: as many as the CPU quota of the container or service"
     )
     max_body_bytes: Count = Field(default=20_000_000, description="largest body of a request, also after decompression")
     max_header_bytes: Count = Field(default=65_536, description="largest head of a request: request line and headers")
-    header_timeout_s: float = Field(default=10, gt=0, description="seconds that a client has to send the head of a request")
-    body_timeout_s: float = Field(default=30, gt=0, description="seconds that a client has to send the body of a request")
+    header_timeout_s: Seconds = Field(default=10, gt=0, description="seconds that a client has to send the head of a request")
+    body_timeout_s: Seconds = Field(default=30, gt=0, description="seconds that a client has to send the body of a request")
     max_image_pixels: Count = Field(default=DEFAULT_MAX_PIXELS, description="largest image, width x height")
     max_inputs: Count = Field(default=32, description="most photos, texts or rows of a tensor in one request")
     max_batch_size: Count = Field(default=32, description="most inputs of a run; as many runs as threads go on at once")
     max_batch_elements: Count = Field(
         default=4 * 3 * 224 * 224, description="most numbers in the inputs of a run; bounds the memory of activations"
     )
-    max_queue_delay_ms: float = Field(default=0, ge=0, description="milliseconds that a batch waits for more inputs; 0: never")
+    max_queue_delay_ms: float = Field(
+        default=0, ge=0, le=60_000, description="milliseconds that a batch waits for more inputs; 0: never"
+    )
     max_queue: Count = Field(
         default=128, description="most requests in hand for a model, and full runs that all their inputs make; more is refused"
     )
     max_experiments: Count = Field(
         default=4, description="most requests with statistics=histogram or what-if in hand for a model; one more is refused"
     )
-    request_timeout_s: float = Field(default=60, gt=0, description="seconds until a request is given up, unless it asks for less")
+    request_timeout_s: Seconds = Field(default=60, gt=0, description="seconds until a request is given up, unless it asks for less")
     max_statistics_values: Count = Field(default=1_000_000, description="most statistics in one answer")
     statistics_sample: float = Field(
         default=0.1,
@@ -131,7 +134,9 @@ class Settings(BaseSettings):
     cors_origins: Names = Field(
         default=(), description="origins, with commas, whose pages may call the API from a browser; * for all"
     )
-    drain_delay_s: float = Field(default=0, ge=0, description="seconds to go on serving after SIGTERM, until routers have noticed")
+    drain_delay_s: Seconds = Field(
+        default=0, ge=0, description="seconds to go on serving after SIGTERM, until routers have noticed"
+    )
     shutdown_grace_s: Count = Field(default=30, description="seconds that accepted requests have to finish after that")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="debug (each request), info (4xx), warning, error"
