@@ -55,7 +55,8 @@ def fold_scale(
     convolution = graph.producer(before)
     if convolution is None or convolution.op_type != "Conv" or any(value.name == before for value in model.graph.output):
         return None
-    if {value.name for value in model.graph.input} & {*convolution.input[1:], *norm.input[1:]}:
+    given, read = {value.name for value in model.graph.input}, {*convolution.input[1:], *norm.input[1:]}
+    if given & read or any(graph.depends(name, on=each) for name in read if graph.producer(name) is not None for each in given):
         return None  # a run may bring others
     constants = [_constant(graph, name) for name in [*convolution.input[1:], norm.input[1], norm.input[4]]]
     if len(graph.readers(before)) > 1 or any(each is None or each.dtype != np.float32 for each in constants):

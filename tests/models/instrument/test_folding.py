@@ -119,11 +119,11 @@ def test_another_reader() -> None:
     assert_unchanged(model)
 
 
-@pytest.mark.parametrize("name", ["gamma", "bias"])
-def test_weights_that_a_run_may_bring(name: str) -> None:
-    """An initializer that is an input too is no constant."""
-    model = network(weights(_CHANNELS, 5, 3, 3), lively(), bias=True)
-    model.graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, [_CHANNELS]))
+@pytest.mark.parametrize(("name", "shape"), [("gamma", [_CHANNELS]), ("bias", [_CHANNELS]), ("stored", [_CHANNELS, 5, 3, 3])])
+def test_weights_that_a_run_may_bring(name: str, shape: list[int]) -> None:
+    """An initializer that is an input too is no constant, nor is what is made of it."""
+    model = network(weights(_CHANNELS, 5, 3, 3).astype(np.float32), lively(), bias=True)
+    model.graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
     assert_unchanged(model)
 
 
