@@ -86,6 +86,7 @@ class _Finder:
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self._graph, self._types = Graph(model), element_types(model)
+        self._inputs = {value.name for value in model.graph.input}
         self._outputs = {value.name for value in model.graph.output}
 
     def find(self, softmax: onnx.NodeProto) -> _SelfAttention | None:
@@ -195,7 +196,7 @@ class _Finder:
         return self._graph.is_constant(tensor) and (producer is None or producer.op_type in _STORED)
 
     def _number(self, tensor: str) -> float | None:
-        value = self._graph.constant(tensor)
+        value = self._graph.constant(tensor) if tensor not in self._inputs else None  # a run may bring another
         return float(value.item()) if value is not None and value.size == 1 else None
 
     def _maker(self, tensor: str, *operators: str) -> onnx.NodeProto | None:

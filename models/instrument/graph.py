@@ -22,6 +22,11 @@ def attribute(node: onnx.NodeProto, name: str, default: object = None) -> object
     return default
 
 
+def opset(model: onnx.ModelProto) -> int:
+    """The version of ONNX's own operators in a model; 0 where it has none."""
+    return next((each.version for each in model.opset_import if each.domain in ("", "ai.onnx")), 0)
+
+
 def subgraphs(node: onnx.NodeProto) -> list[onnx.GraphProto]:
     """The graphs inside a node: branches of If, bodies of Loop and Scan."""
     held = [candidate for candidate in node.attribute if candidate.type in _GRAPH_TYPES]

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from models.instrument.formulas import Formula
-from models.instrument.graph import Dimension, Graph, attribute
+from models.instrument.graph import Dimension, Graph, attribute, opset
 from models.instrument.norms import OPERATORS
 from models.instrument.parameters import Parameter, ParameterName
 from models.instrument.splicing import element_types, splice
@@ -70,9 +70,8 @@ def renormalize(
     if node.op_type in OPERATORS and "gamma" not in parameters:
         raise RenormalizationError("the graph computes its gamma")
     repeats = _channels_of_each(node, shape[wanted.channel_axis], parameters)
-    opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     kind = element_types(model).get(before, TensorProto.FLOAT)
-    builder = _Builder(f"{after}.renormalized", len(shape), wanted.channel_axis % len(shape), repeats, opset)
+    builder = _Builder(f"{after}.renormalized", len(shape), wanted.channel_axis % len(shape), repeats, opset(model))
     x = builder.node("Cast", before, to=TensorProto.FLOAT)
     normalized = x if wanted.formula is None else builder.standardized(x, wanted.formula)
     y = builder.affine(normalized, parameters)

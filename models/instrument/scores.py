@@ -8,6 +8,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from models.instrument.graph import opset
+
 SCORES = "normscope.scores"
 """float64 (..., classes): the softmax of the logits."""
 RANKING = "normscope.ranking"
@@ -27,9 +29,8 @@ def add_scores(model: onnx.ModelProto, logits: str) -> bool:
     Returns:
         false where it stays as it is: its opset is older than 11, or the output is one number or no tensor of floats.
     """
-    opset = next((each.version for each in model.opset_import if not each.domain), 0)
     tensor = next((value.type.tensor_type for value in model.graph.output if value.name == logits), None)
-    if opset < _LEAST_OPSET or tensor is None or tensor.elem_type not in _FLOATS:
+    if opset(model) < _LEAST_OPSET or tensor is None or tensor.elem_type not in _FLOATS:
         return False
     if tensor.HasField("shape") and not tensor.shape.dim:
         return False

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from models.instrument.graph import Graph
+from models.instrument.graph import Graph, opset
 from models.instrument.skip_norms import BIAS, SUM
 
 _KEEPS_SHAPE = {"SimplifiedLayerNormalization", "GroupNormalization", "Gelu", "FastGelu", "BiasGelu", "QuickGelu"}
@@ -45,8 +45,7 @@ def follow_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     del copy.graph.value_info[:]
-    opset = next((each.version for each in model.opset_import if not each.domain), 0)
-    if opset < _UNSQUEEZE_OPSET:
+    if opset(model) < _UNSQUEEZE_OPSET:
         return infer_shapes(copy, {})
     graph = Graph(infer_shapes(copy, {}))
     copy.graph.initializer.append(numpy_helper.from_array(np.array([0]), _FIRST))
@@ -66,7 +65,6 @@ def _stand_ins(node: onnx.NodeProto, model: onnx.ModelProto) -> list[onnx.NodePr
     if node.op_type in BIAS:
         total = node.output[SUM] if len(node.output) > SUM and node.output[SUM] else f"{node.output[0]}.stand_in"
         return [helper.make_node("Add", node.input[:2], [total]), helper.make_node("Identity", [total], node.output[:1])]
-    opset = next((each.version for each in model.opset_import if not each.domain), 0)
-    if node.op_type in _KEEPS_SHAPE or (node.op_type == "LayerNormalization" and opset < _LAYER_NORM_OPSET):
+    if node.op_type in _KEEPS_SHAPE or (node.op_type == "LayerNormalization" and opset(model) < _LAYER_NORM_OPSET):
         return [helper.make_node("Identity", node.input[:1], node.output[:1])]
     return []
