@@ -39,8 +39,8 @@ typedef struct {
 
 /* Step i takes x[i * stride] to x[i * stride + 7]. */
 typedef struct {
-    void (*begin)(Lanes *, const float *origins);
-    void (*take)(Lanes *, const float *x, int64_t steps, int64_t stride);
+    /* origins: eight numbers to begin with, or NULL to go on */
+    void (*take)(Lanes *, const float *x, int64_t steps, int64_t stride, const float *origins);
     void (*count_zeros)(Pair *, const float *x, int64_t steps, int64_t stride);
     /* sums: (steps, 8) */
     void (*add)(Pair *, const float *x, const float *identity, int64_t steps, int64_t stride, float *sums);
@@ -50,14 +50,12 @@ typedef struct {
     void (*list)(const Groups *, double count, int64_t columns, float *out);
 } Kernels;
 
-static void begin_plain(Lanes *lanes, const float *origins) {
-    for (int l = 0; l < LANES; l++) {
-        lanes->origin[l] = isfinite(origins[l]) ? origins[l] : 0;
-        lanes->sum[l] = lanes->squares[l] = 0;
-        lanes->zeros[l] = 0;
-        lanes->low[l] = INFINITY;
-        lanes->high[l] = -INFINITY;
-    }
+static void begin_one(Lanes *lanes, int l, float origin) {
+    lanes->origin[l] = isfinite(origin) ? origin : 0;
+    lanes->sum[l] = lanes->squares[l] = 0;
+    lanes->zeros[l] = 0;
+    lanes->low[l] = INFINITY;
+    lanes->high[l] = -INFINITY;
 }
 
 static void take_one(Lanes *lanes, int l, float a) {
@@ -76,7 +74,8 @@ static float add_one(Pair *pair, int l, float x, float identity) {
     return y + identity;
 }
 
-static void take_plain(Lanes *lanes, const float *x, int64_t steps, int64_t stride) {
+static void take_plain(Lanes *lanes, const float *x, int64_t steps, int64_t stride, const float *origins) {
+    for (int l = 0; origins && l < LANES; l++) begin_one(lanes, l, origins[l]);
     for (int64_t i = 0; i < steps; i++)
         for (int l = 0; l < LANES; l++) take_one(lanes, l, x[i * stride + l]);
 }
@@ -138,7 +137,7 @@ static void pool_some(const Groups *groups, int number, double count, Moments *a
 
 static void pool_plain(const Groups *groups, double count, Moments *all) { pool_some(groups, LANES, count, all); }
 
-static const Kernels PLAIN = {begin_plain, take_plain, count_zeros_plain, add_plain, group_plain, pool_plain, list_plain};
+static const Kernels PLAIN = {take_plain, count_zeros_plain, add_plain, group_plain, pool_plain, list_plain};
 
 /* The same in vector instructions, by hand: the compiler's own attempt at the loops above takes five times as long. */
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(NORMSCOPE_PLAIN)
@@ -151,26 +150,26 @@ static const Kernels PLAIN = {begin_plain, take_plain, count_zeros_plain, add_pl
 #define LOWER(a) _mm256_cvtps_pd(_mm256_castps256_ps128(a))
 #define UPPER(a) _mm256_cvtps_pd(_mm256_extractf128_ps(a, 1))
 
-AVX2 static void begin_avx2(Lanes *lanes, const float *origins) {
-    const __m256 a = _mm256_loadu_ps(origins), finite = _mm256_cmp_ps(_mm256_sub_ps(a, a), _mm256_setzero_ps(), _CMP_EQ_OQ);
-    const __m256 origin = _mm256_and_ps(a, finite);
-    _mm256_storeu_pd(lanes->origin, LOWER(origin));
-    _mm256_storeu_pd(lanes->origin + 4, UPPER(origin));
-    for (int l = 0; l < LANES; l += 4) {
-        _mm256_storeu_pd(lanes->sum + l, _mm256_setzero_pd());
-        _mm256_storeu_pd(lanes->squares + l, _mm256_setzero_pd());
+AVX2 static void take_avx2(Lanes *lanes, const float *x, int64_t steps, int64_t stride, const float *origins) {
+    __m256d origin0, origin1, sum0, sum1, squares0, squares1;
+    __m256 low, high;
+    __m256i zeros;
+    if (origins) {
+        const __m256 a = _mm256_loadu_ps(origins), finite = _mm256_cmp_ps(_mm256_sub_ps(a, a), _mm256_setzero_ps(), _CMP_EQ_OQ);
+        const __m256 origin = _mm256_and_ps(a, finite);
+        origin0 = LOWER(origin), origin1 = UPPER(origin);
+        _mm256_storeu_pd(lanes->origin, origin0);
+        _mm256_storeu_pd(lanes->origin + 4, origin1);
+        sum0 = sum1 = squares0 = squares1 = _mm256_setzero_pd();
+        low = _mm256_set1_ps(INFINITY), high = _mm256_set1_ps(-INFINITY);
+        zeros = _mm256_setzero_si256();
+    } else {
+        origin0 = _mm256_loadu_pd(lanes->origin), origin1 = _mm256_loadu_pd(lanes->origin + 4);
+        sum0 = _mm256_loadu_pd(lanes->sum), sum1 = _mm256_loadu_pd(lanes->sum + 4);
+        squares0 = _mm256_loadu_pd(lanes->squares), squares1 = _mm256_loadu_pd(lanes->squares + 4);
+        low = _mm256_loadu_ps(lanes->low), high = _mm256_loadu_ps(lanes->high);
+        zeros = _mm256_loadu_si256((const __m256i *)lanes->zeros);
     }
-    _mm256_storeu_si256((__m256i *)lanes->zeros, _mm256_setzero_si256());
-    _mm256_storeu_ps(lanes->low, _mm256_set1_ps(INFINITY));
-    _mm256_storeu_ps(lanes->high, _mm256_set1_ps(-INFINITY));
-}
-
-AVX2 static void take_avx2(Lanes *lanes, const float *x, int64_t steps, int64_t stride) {
-    const __m256d origin0 = _mm256_loadu_pd(lanes->origin), origin1 = _mm256_loadu_pd(lanes->origin + 4);
-    __m256d sum0 = _mm256_loadu_pd(lanes->sum), sum1 = _mm256_loadu_pd(lanes->sum + 4);
-    __m256d squares0 = _mm256_loadu_pd(lanes->squares), squares1 = _mm256_loadu_pd(lanes->squares + 4);
-    __m256 low = _mm256_loadu_ps(lanes->low), high = _mm256_loadu_ps(lanes->high);
-    __m256i zeros = _mm256_loadu_si256((const __m256i *)lanes->zeros);
     for (int64_t i = 0; i < steps; i++, x += stride) {
         const __m256d d0 = _mm256_sub_pd(_mm256_cvtps_pd(_mm_loadu_ps(x)), origin0);
         const __m256d d1 = _mm256_sub_pd(_mm256_cvtps_pd(_mm_loadu_ps(x + 4)), origin1);
@@ -267,7 +266,7 @@ AVX2 static void list_avx2(const Groups *groups, double count, int64_t columns, 
         if (fields[i]) store_avx2(out + i * columns, _mm256_loadu_pd(fields[i]), _mm256_loadu_pd(fields[i] + 4));
 }
 
-static const Kernels WITH_AVX2 = {begin_avx2, take_avx2, count_zeros_avx2, add_avx2, group_avx2, pool_avx2, list_avx2};
+static const Kernels WITH_AVX2 = {take_avx2, count_zeros_avx2, add_avx2, group_avx2, pool_avx2, list_avx2};
 
 static const Kernels *best_kernels(void) {
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? &WITH_AVX2 : &PLAIN;

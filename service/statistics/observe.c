@@ -83,24 +83,22 @@ typedef void (*Visit)(Unit *, int64_t offset, int64_t steps, int64_t stride, int
 
 static const Kernels *kernels;
 
-/* Where columns are one group they share an origin. */
-INLINED void read_origins(const Run *run, const float *data, int lanes, float *origins) {
-    if (run->by_lane && lanes == LANES)
-        memcpy(origins, data, LANES * sizeof *data);
-    else
-        for (int l = 0; l < LANES; l++) origins[l] = data[run->by_lane && l < lanes ? l : 0];
+/* Where columns are one group they share an origin, for which there is `copy`. */
+INLINED const float *origins_of(const Run *run, const float *data, float *copy) {
+    if (run->by_lane) return data;
+    for (int l = 0; l < LANES; l++) copy[l] = data[0];
+    return copy;
 }
 
-INLINED void begin_unit(Unit *unit, int64_t offset, int lanes) {
-    const Run *run = unit->run;
-    float x[LANES], identity[LANES], sum[LANES];
-    read_origins(run, run->x + offset, lanes, x);
-    kernels->begin(&unit->x, x);
-    if (!run->identity) return;
-    read_origins(run, run->identity + offset, lanes, identity);
-    kernels->begin(&unit->identity, identity);
-    for (int l = 0; l < LANES; l++) sum[l] = unit->pair.scale[l] * x[l] + unit->pair.shift[l] + identity[l];
-    kernels->begin(&unit->sum, sum);
+/* Of less than eight columns. */
+INLINED void begin_columns(Unit *unit, const float *x, const float *identity, int lanes) {
+    for (int l = 0; l < LANES; l++) {
+        const int at = unit->run->by_lane && l < lanes ? l : 0;
+        begin_one(&unit->x, l, x[at]);
+        if (!identity) continue;
+        begin_one(&unit->identity, l, identity[at]);
+        begin_one(&unit->sum, l, unit->pair.scale[l] * x[at] + unit->pair.shift[l] + identity[at]);
+    }
 }
 
 INLINED void take_columns(Unit *unit, const float *x, const float *identity, int64_t steps, int64_t stride, int lanes) {
@@ -118,20 +116,21 @@ INLINED void take_columns(Unit *unit, const float *x, const float *identity, int
 INLINED void visit(Unit *unit, int64_t offset, int64_t steps, int64_t stride, int lanes) {
     const Run *run = unit->run;
     const float *x = run->x + offset, *identity = run->identity ? run->identity + offset : NULL;
-    float sums[PIECE * LANES];
-    if (!unit->count) begin_unit(unit, offset, lanes);
+    float sums[PIECE * LANES], copy[LANES];
+    int fresh = !unit->count;
     unit->count += run->by_lane ? steps : steps * lanes;
     if (lanes < LANES) {
+        if (fresh) begin_columns(unit, x, identity, lanes);
         take_columns(unit, x, identity, steps, stride, lanes);
         return;
     }
-    for (; steps > 0; steps -= PIECE, x += PIECE * stride) {
+    for (; steps > 0; steps -= PIECE, x += PIECE * stride, fresh = 0) {
         const int64_t some = steps < PIECE ? steps : PIECE;
-        kernels->take(&unit->x, x, some, stride);
+        kernels->take(&unit->x, x, some, stride, fresh ? origins_of(run, x, copy) : NULL);
         if (identity) {
             kernels->add(&unit->pair, x, identity, some, stride, sums);
-            kernels->take(&unit->identity, identity, some, stride);
-            if (run->kernel->sum) kernels->take(&unit->sum, sums, some, LANES);
+            kernels->take(&unit->identity, identity, some, stride, fresh ? origins_of(run, identity, copy) : NULL);
+            if (run->kernel->sum) kernels->take(&unit->sum, sums, some, LANES, fresh ? origins_of(run, sums, copy) : NULL);
             identity += PIECE * stride;
         } else if (run->scale) {
             kernels->count_zeros(&unit->pair, x, some, stride);
@@ -223,8 +222,8 @@ INLINED void fold_lanes(Lanes *lanes) {
 
 INLINED void fold_unit(Unit *unit) {
     fold_lanes(&unit->x);
-    fold_lanes(&unit->identity);
-    fold_lanes(&unit->sum);
+    if (unit->run->identity) fold_lanes(&unit->identity);
+    if (unit->run->kernel->sum) fold_lanes(&unit->sum);
     for (int l = 1; l < LANES; l++) unit->pair.zeros[0] += unit->pair.zeros[l];
 }
 
