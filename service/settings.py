@@ -12,7 +12,7 @@ from service.statistics.retention import HOUR_S, Retention
 
 _SHIPPED = Path(__file__).resolve().parent.parent / "models" / "artifacts"
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=2**31 - 1)]  # gRPC and the server hold no more
 
 
 def _split(value: Any) -> Any:

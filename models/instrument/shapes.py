@@ -37,26 +37,33 @@ def infer_shapes(model: onnx.ModelProto, extents: Mapping[str, int]) -> onnx.Mod
 
 
 def follow_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy with the shapes that follow from those of its inputs and constants alone.
+    """A copy with the shapes that follow from those of its inputs, and from constants that no run may replace, which it has alone.
 
-    What its file says of tensors in between is left out: it may be wrong, or that of an example. In return extents are followed
-    where torch reshapes each of them, a number, to one element, behind which ONNX's inference does not see it.
+    What its file says of other tensors is left out: it may be wrong, or that of an example. In return extents are followed where
+    torch reshapes each of them, a number, to one element, behind which ONNX's inference does not see it.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
+    given = {value.name for value in copy.graph.input}
+    constants = [tensor for tensor in copy.graph.initializer if tensor.name not in given]
+    if len(constants) < len(copy.graph.initializer):
+        constants = [onnx.TensorProto.FromString(tensor.SerializeToString()) for tensor in constants]
+        del copy.graph.initializer[:]
+        copy.graph.initializer.extend(constants)
     del copy.graph.value_info[:]
+    for value in copy.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    inferred = infer_shapes(copy, {})
     if opset(model) < _UNSQUEEZE_OPSET:
-        return infer_shapes(copy, {})
-    graph = Graph(infer_shapes(copy, {}))
+        return inferred
+    graph = Graph(inferred)
     copy.graph.initializer.append(numpy_helper.from_array(np.array([0]), _FIRST))
     for node in copy.graph.node:
         if node.op_type == "Reshape" and graph.shape(node.input[0]) == [] and graph.shape(node.output[0]) == [1]:
             node.CopyFrom(helper.make_node("Unsqueeze", [node.input[0], _FIRST], node.output))
-    inferred = infer_shapes(copy, {})
-    followed = onnx.ModelProto()
-    followed.CopyFrom(model)
-    del followed.graph.value_info[:]
-    followed.graph.value_info.extend(inferred.graph.value_info)
+    followed = infer_shapes(copy, {})
+    del followed.graph.node[:]
+    followed.graph.node.extend(model.graph.node)
     return followed
 
 

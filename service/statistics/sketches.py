@@ -21,6 +21,7 @@ A sketch takes at most 1.5 kB, and half the error would take twice that for each
 
 _EMPTY_BYTES, _FULL_BYTES = 650, 2050
 _LENGTH = np.dtype("<u4")
+_MARK, _HEAD = b"\xff" * 4, 8  # what begins with a checksum; no sketch is so long
 
 
 def sketch_bytes(values: int) -> int:
@@ -89,7 +90,7 @@ class Sketches:
         return type(self).from_bytes(self.to_bytes(), self.size, chosen)
 
     def to_bytes(self) -> bytes:
-        """uint32 lengths of all sketches, the sketches in the library's own form, and the CRC-32 of both."""
+        """A mark, the CRC-32 of what follows, uint32 lengths of all sketches, and the sketches in the library's own form."""
         return joined(self.serialized())
 
     def serialized(self) -> list[bytes]:
@@ -120,15 +121,14 @@ def places(blob: bytes, size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]
     Raises:
         ValueError: it was not written for so many, or is broken.
     """
-    lengths = np.frombuffer(blob, _LENGTH, size).astype(np.int64)
-    ends = lengths.cumsum() + size * _LENGTH.itemsize
-    end = int(ends[-1]) if size else 0
-    if len(blob) == end:
-        return lengths, ends  # written before there were checksums
-    if len(blob) != end + _LENGTH.itemsize:
-        raise ValueError(f"{len(blob)} bytes of sketches, {end + _LENGTH.itemsize} expected")
+    start = _HEAD if blob.startswith(_MARK) else 0  # without it: written before there were checksums
+    lengths = np.frombuffer(blob, _LENGTH, size, start).astype(np.int64)
+    ends = lengths.cumsum() + start + size * _LENGTH.itemsize
+    expected = int(ends[-1]) if size else start
+    if expected != len(blob):
+        raise ValueError(f"{len(blob)} bytes of sketches, {expected} expected")
     # the library trusts what it reads: a wrong byte may end the process
-    if zlib.crc32(memoryview(blob)[:end]) != np.frombuffer(blob, _LENGTH, 1, end).item():
+    if start and zlib.crc32(memoryview(blob)[start:]) != int.from_bytes(blob[len(_MARK) : start], "little"):
         raise ValueError("broken sketches: their checksum is another")
     return lengths, ends
 
@@ -136,4 +136,4 @@ def places(blob: bytes, size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]
 def joined(parts: Sequence[bytes]) -> bytes:
     """`Sketches.to_bytes` of sketches in the library's own form."""
     content = np.array([len(part) for part in parts], _LENGTH).tobytes() + b"".join(parts)
-    return content + np.array(zlib.crc32(content), _LENGTH).tobytes()
+    return _MARK + zlib.crc32(content).to_bytes(len(_MARK), "little") + content

@@ -27,3 +27,10 @@ def test_threads_that_no_machine_has() -> None:
     """They would be started one by one until the system refuses."""
     with pytest.raises(ValidationError, match="threads"):
         Settings(threads=1_000_000)
+
+
+@pytest.mark.parametrize("name", ["max_inputs", "max_batch_size", "max_body_bytes", "max_queue"])
+def test_numbers_that_a_protocol_cannot_hold(name: str) -> None:
+    """They would fail the requests that tell of them, or the start of gRPC."""
+    with pytest.raises(ValidationError, match=name):
+        Settings.model_validate({name: 2**31})

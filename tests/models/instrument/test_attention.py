@@ -123,11 +123,16 @@ def assert_fused(model: onnx.ModelProto) -> None:
     np.testing.assert_allclose(run(model, given), expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("opset", [11, 13, 17, 21])
+@pytest.mark.parametrize("opset", [9, 11, 13, 17, 21])
 @pytest.mark.parametrize("mask", ["where visible", "where hidden", "add", "none"])
 def test_masks(mask: Mask, opset: int) -> None:
     """Rule 3, in every form that the operators have had; a row that is hidden as a whole has equal weights."""
     assert_fused(attention(mask, opset=opset))
+
+
+def test_the_oldest_operators() -> None:
+    """Where there is no Where."""
+    assert_fused(attention("add", opset=8))
 
 
 @pytest.mark.parametrize("scale", ["Mul", "Div", "none"])
@@ -196,6 +201,8 @@ def test_blocks_share_their_mask() -> None:
     [
         {"key_source": "memory"},  # cross-attention
         {"axis": 2},
+        {"opset": 7, "mask": "add"},  # there is no Expand yet
+        {"hidden": -1e30},  # scores may be as low
         {"hidden": -1e4},  # a row that is hidden as a whole would have other weights
         {"hidden": 0.0},
         {"mask_shape": ("batch", 1, 1, 1)},
@@ -238,12 +245,108 @@ def test_what_another_node_reads_is_left_alone(tensor: str) -> None:
     assert model.SerializeToString() == before
 
 
-def test_quantized_weights_are_left_alone() -> None:
+def assert_left_alone(model: onnx.ModelProto) -> None:
+    """No byte of it changes."""
+    before = model.SerializeToString()
+    fuse_attention(model)
+    assert model.SerializeToString() == before
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_quantized_weights_are_left_alone(transposed: bool) -> None:
     """ONNX Runtime has operators for them, and looks for what is written out."""
     model = attention()
     next(tensor for tensor in model.graph.initializer if tensor.name == "v.w").name = "v.w.float"
     model.graph.node.insert(0, helper.make_node("QuantizeLinear", ["v.w.float", "scale"], ["v.w.int8"]))
-    model.graph.node.insert(1, helper.make_node("DequantizeLinear", ["v.w.int8", "scale"], ["v.w"]))
-    before = model.SerializeToString()
+    model.graph.node.insert(1, helper.make_node("DequantizeLinear", ["v.w.int8", "scale"], ["v.w.1" if transposed else "v.w"]))
+    if transposed:
+        model.graph.node.insert(2, helper.make_node("Transpose", ["v.w.1"], ["v.w"], perm=[1, 0]))
+    assert_left_alone(model)
+
+
+def test_functions_of_the_model_are_not_operators_of_onnx() -> None:
+    """Whatever their names."""
+    model = attention()
+    next(node for node in model.graph.node if node.op_type == "Softmax").domain = "mine"
+    assert_left_alone(model)
+
+
+@pytest.mark.parametrize("scale", [0.0, np.inf, 1e-60])
+def test_scales_that_the_operator_does_not_know(scale: float) -> None:
+    """It reads 0 as 1 / sqrt(D/H); one that float32 does not hold is 0, too."""
+    model = attention()
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == "scale")
+    tensor.CopyFrom(onnx.numpy_helper.from_array(np.array(scale), "scale"))
+    model.graph.node.insert(0, helper.make_node("CastLike", ["scale", "x"], ["scale.float"]))
+    for node in model.graph.node:
+        node.input[:] = ["scale.float" if name == "scale" and node.op_type == "Mul" else name for name in node.input]
+    assert_left_alone(model)
+
+
+@pytest.mark.parametrize(("name", "kind", "shape"), [("scale", TensorProto.FLOAT, []), ("split", TensorProto.INT64, [4])])
+def test_constants_that_a_run_may_replace(name: str, kind: int, shape: list[int]) -> None:
+    """They are none."""
+    model = attention()
+    model.graph.input.append(helper.make_tensor_value_info(name, kind, shape))
+    assert_left_alone(model)
+
+
+def test_outputs_that_are_declared_wrongly() -> None:
+    """The last Reshape exchanges samples and tokens, whatever the graph says of its output."""
+    model = attention()
+    model.graph.node[-1].input[1] = "exchanged"
+    for node in [
+        helper.make_node("Shape", ["x"], ["n"], start=0, end=1),
+        helper.make_node("Shape", ["x"], ["l"], start=1, end=2),
+        helper.make_node("Concat", ["l", "n", "d"], ["exchanged"], axis=0),
+    ]:
+        model.graph.node.insert(len(model.graph.node) - 1, node)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([_D]), "d"))
+    assert_left_alone(model)
+
+
+def test_names_of_the_model_stay_its_own() -> None:
+    """Also such as `y.weight` beside an attention whose output is y."""
+    model = attention()
+    names = [f"y.{part}" for part in ("weight", "bias", "mask", "unread", "mask.shape", "attention")]
+    for name in names:
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(3, np.float32), name))
+    model.graph.node.append(helper.make_node("Sum", names, ["sum"], name="y"))
+    model.graph.output.append(helper.make_tensor_value_info("sum", TensorProto.FLOAT, [3]))
+    expected = run(model, feed(model))
     fuse_attention(model)
-    assert model.SerializeToString() == before
+    assert operators(model).count("Attention") == 1
+    np.testing.assert_allclose(run(model, feed(model)), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_mask_is_made_before_it_is_read() -> None:
+    """Of two attentions that share it, also where the second softmax belongs to the first output."""
+    model = attention()
+    *first, last = [onnx.NodeProto.FromString(node.SerializeToString()) for node in model.graph.node]
+    second = [onnx.NodeProto.FromString(node.SerializeToString()) for node in model.graph.node]
+    made = {name for node in second for name in node.output}
+    for node in second:
+        node.input[:] = [f"{name}.2" if name in made else name for name in node.input]
+        node.output[:] = [f"{name}.2" for name in node.output]
+    del model.graph.node[:]
+    model.graph.node.extend([*first, *second, last, helper.make_node("Add", ["y", "y.2"], ["both"])])
+    model.graph.output[0].name = "both"
+    expected = run(model, feed(model), "both")
+    fuse_attention(model)
+    assert operators(model).count("Attention") == 2
+    ready = {value.name for value in model.graph.input} | {tensor.name for tensor in model.graph.initializer} | {""}
+    for node in model.graph.node:
+        assert set(node.input) <= ready
+        ready |= set(node.output)
+    np.testing.assert_allclose(run(model, feed(model), "both"), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(_N, 1, 1, 1), (1, 1, 1, 1)])
+def test_a_mask_that_is_smaller_than_it_says(shape: tuple[int, ...]) -> None:
+    """It is stretched, as it was."""
+    model = attention("add")
+    given = {"x": feed(model)["x"], "mask": np.random.default_rng(1).standard_normal(shape).astype(np.float32)}
+    expected = run(model, given)
+    fuse_attention(model)
+    assert operators(model).count("Attention") == 1
+    np.testing.assert_allclose(run(model, given), expected, rtol=1e-5, atol=1e-6)

@@ -85,5 +85,5 @@ def test_a_foreign_blob_is_refused() -> None:
 def test_sketches_of_before_there_were_checksums() -> None:
     """They are read as they were."""
     sketches = _sketched(np.arange(12.0).reshape(4, 3))
-    read = Sketches.from_bytes(sketches.to_bytes()[:-4], 3)
+    read = Sketches.from_bytes(sketches.to_bytes()[8:], 3)
     np.testing.assert_array_equal(read.quantiles([0.0, 0.5, 1.0]), sketches.quantiles([0.0, 0.5, 1.0]))

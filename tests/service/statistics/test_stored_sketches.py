@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 
 import numpy as np
 import pytest
@@ -64,6 +65,10 @@ def test_what_is_broken_is_refused() -> None:
     """Bytes changed, cut off or put in anywhere: a ValueError, before the library sees what could end the process."""
     whole, other = _stored(_windows([0, 150]))[1], _stored(_windows([30]))[0]
     rng = np.random.default_rng(0)
+    for place, bit in product(range(8 + 4 * _SIZE), range(8)):
+        blob = bytearray(whole)
+        blob[place] ^= 1 << bit
+        assert _refuses(partial(Sketches.from_bytes, bytes(blob), _SIZE))
     for _ in range(300):
         blob = bytearray(whole)
         place = int(rng.integers(0, 4 * _SIZE + 100) if rng.random() < 0.7 else rng.integers(0, len(blob)))
