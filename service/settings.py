@@ -82,7 +82,7 @@ class Settings(BaseSettings):
         default=4 * 3 * 224 * 224, description="most numbers in the inputs of a run; bounds the memory of activations"
     )
     max_queue_delay_ms: float = Field(
-        default=0, ge=0, le=60_000, description="milliseconds that a batch waits for more inputs; 0: never"
+        default=0, ge=0, le=86_400_000, description="milliseconds that a batch waits for more inputs; 0: never"
     )
     max_queue: Count = Field(
         default=128, description="most requests in hand for a model, and full runs that all their inputs make; more is refused"
