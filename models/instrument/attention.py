@@ -23,14 +23,13 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from models.instrument.graph import Dimension, Graph, attribute, opset, value_inputs
+from models.instrument.graph import ONNX, Dimension, Graph, attribute, opset, value_inputs
 from models.instrument.shapes import follow_shapes
 from models.instrument.splicing import element_types, splice
 
 _HIDDEN = -1e38
 _LEAST_OPSET = 8  # the first with Expand
 _PREFIX = "normscope.attention."
-_ONNX = ("", "ai.onnx")
 _IN_HEADS = [0, 2, 1, 3]  # (N, L, H, D/H) <-> (N, H, L, D/H)
 _OF_KEYS = ([0, 2, 3, 1], [0, 1, 3, 2])  # to (N, H, D/H, L): at once, and by the second transposition
 
@@ -88,7 +87,7 @@ def fuse_attention(model: onnx.ModelProto) -> None:
 
 def _is(node: onnx.NodeProto, *operators: str) -> bool:
     """Whether it is one of these operators, and no function of the model with that name."""
-    return node.op_type in operators and node.domain in _ONNX
+    return node.op_type in operators and node.domain in ONNX
 
 
 class _Finder:
@@ -140,8 +139,8 @@ class _Finder:
 
     def _masked(self, scores: str) -> tuple[onnx.NodeProto, float, _Mask | None] | None:
         """The product of Q and K^T, the scale, and the mask."""
-        node = self._maker(scores, "Where", "Add", "Mul", "Div", "MatMul")
-        if node is None or node.op_type not in ("Where", "Add"):
+        node = self._maker(scores, "Where", "Add")
+        if node is None:
             scaled = self._scaled(scores)
             return None if scaled is None else (*scaled, None)
         operands = list(node.input[-2:])

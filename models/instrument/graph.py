@@ -10,6 +10,8 @@ from onnx import numpy_helper
 _GRAPH_TYPES = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
 _MAX_COMPUTED = 1 << 16  # elements of an operand that is worth computing with: axes, exponents, parameters of a norm
 
+ONNX = ("", "ai.onnx")
+"""The names of the domain of ONNX's own operators."""
 Dimension = int | str | None
 """One extent: a number, the name of a dynamic dimension, or None where it is unknown."""
 
@@ -24,7 +26,7 @@ def attribute(node: onnx.NodeProto, name: str, default: object = None) -> object
 
 def opset(model: onnx.ModelProto) -> int:
     """The version of ONNX's own operators in a model; 0 where it has none."""
-    return next((each.version for each in model.opset_import if each.domain in ("", "ai.onnx")), 0)
+    return next((each.version for each in model.opset_import if each.domain in ONNX), 0)
 
 
 def subgraphs(node: onnx.NodeProto) -> list[onnx.GraphProto]:

@@ -45,11 +45,10 @@ def follow_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     given = {value.name for value in copy.graph.input}
-    constants = [tensor for tensor in copy.graph.initializer if tensor.name not in given]
-    if len(constants) < len(copy.graph.initializer):
-        constants = [onnx.TensorProto.FromString(tensor.SerializeToString()) for tensor in constants]
-        del copy.graph.initializer[:]
-        copy.graph.initializer.extend(constants)
+    tensors = copy.graph.initializer
+    for i in reversed(range(len(tensors))):
+        if tensors[i].name in given:
+            del tensors[i]
     del copy.graph.value_info[:]
     for value in copy.graph.output:
         value.type.tensor_type.ClearField("shape")

@@ -87,7 +87,8 @@ class Sketches:
 
     def choose(self, chosen: Sequence[int]) -> Self:
         """Copies of the sketches of some quantities, in their order."""
-        return type(self).from_bytes(self.to_bytes(), self.size, chosen)
+        parts = self.serialized()
+        return self._of([parts[each] for each in chosen])
 
     def to_bytes(self) -> bytes:
         """A mark, the CRC-32 of what follows, uint32 lengths of all sketches, and the sketches in the library's own form."""
@@ -106,10 +107,15 @@ class Sketches:
         """
         lengths, ends = places(blob, size)
         wanted = range(size) if chosen is None else chosen
-        sketches = cls(len(wanted))
+        return cls._of([blob[ends[each] - lengths[each] : ends[each]] for each in wanted])
+
+    @classmethod
+    def _of(cls, parts: Sequence[bytes]) -> Self:
+        """Of sketches in the library's own form; ValueError where one is broken."""
+        sketches = cls(len(parts))
         try:
-            for i, each in enumerate(wanted):
-                sketches._vector.deserialize(blob[ends[each] - lengths[each] : ends[each]], i)
+            for i, part in enumerate(parts):
+                sketches._vector.deserialize(part, i)
         except (IndexError, RuntimeError) as error:  # of the library, beside ValueError
             raise ValueError(f"broken sketches: {error}") from error
         return sketches
@@ -136,4 +142,4 @@ def places(blob: bytes, size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]
 def joined(parts: Sequence[bytes]) -> bytes:
     """`Sketches.to_bytes` of sketches in the library's own form."""
     content = np.array([len(part) for part in parts], _LENGTH).tobytes() + b"".join(parts)
-    return _MARK + zlib.crc32(content).to_bytes(len(_MARK), "little") + content
+    return _MARK + zlib.crc32(content).to_bytes(_HEAD - len(_MARK), "little") + content

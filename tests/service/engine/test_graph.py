@@ -13,7 +13,7 @@ from models.graph_import import ImportOptions, import_graph
 from models.postprocessing import rank, softmax
 from models.statistics.layers import BatchReducer, RunOutputs, SideLayout, summary
 from service.engine import graph as engine_graph
-from service.engine.graph import check_installed, check_started, prepare
+from service.engine.graph import PreparedGraph, check_installed, check_started, prepare
 from service.engine.session import Session
 from tests.conftest import SHIPPED
 from tests.graphs import WIDTH, graph_of, weights
@@ -143,14 +143,20 @@ def test_loading_checks_what_started(tmp_path: Path, monkeypatch: pytest.MonkeyP
         Session(prepare(artifact, "cuda"), 1)
 
 
+_TOKENS = {"input_ids": np.array([[2, 9, 31, 7], [2, 5, 0, 0]]), "attention_mask": np.array([[1, 1, 1, 1], [1, 1, 0, 0]])}
+
+
+def _encoder(watched: bool) -> tuple[Artifact, PreparedGraph]:
+    """The shipped one, with statistics or without."""
+    artifact = load_artifact(SHIPPED / "encoder" / "1")
+    layout = SideLayout(tuple(artifact.manifest.layers))
+    return artifact, prepare(artifact, "cpu", *((layout.reductions, layout.pairs) if watched else ()))
+
+
 @pytest.mark.parametrize("watched", [False, True])
 def test_a_classifier_makes_its_scores_in_its_run(watched: bool) -> None:
     """With statistics and without, they are those that are made of its output otherwise."""
-    artifact = load_artifact(SHIPPED / "encoder" / "1")
-    layout = SideLayout(tuple(artifact.manifest.layers))
-    prepared = prepare(artifact, "cpu", *((layout.reductions, layout.pairs) if watched else ()))
-    feed = {"input_ids": np.array([[2, 9, 31, 7], [2, 5, 0, 0]]), "attention_mask": np.array([[1, 1, 1, 1], [1, 1, 0, 0]])}
-    result = Session(prepared, 1).run(feed)
+    result = Session(_encoder(watched)[1], 1).run(_TOKENS)
     assert result.scored is not None
     scores, ranking = result.scored
     np.testing.assert_allclose(scores, softmax(result.outputs[0]), rtol=1e-12)
@@ -160,14 +166,11 @@ def test_a_classifier_makes_its_scores_in_its_run(watched: bool) -> None:
 @pytest.mark.parametrize("watched", [False, True])
 def test_attention_of_the_shipped_encoder_is_one_operator(watched: bool) -> None:
     """In all its blocks, with statistics and without: the logits are those of the graph in its file."""
-    artifact = load_artifact(SHIPPED / "encoder" / "1")
-    layout = SideLayout(tuple(artifact.manifest.layers))
-    prepared = prepare(artifact, "cpu", *((layout.reductions, layout.pairs) if watched else ()))
+    artifact, prepared = _encoder(watched)
     assert isinstance(prepared.model, bytes)
     operators = [node.op_type for node in onnx.load_from_string(prepared.model).graph.node]
     blocks = sum(node.op_type == "Softmax" for node in onnx.load(artifact.model_path).graph.node)
     assert operators.count("Attention") == blocks > 0
-    feed = {"input_ids": np.array([[2, 9, 31, 7], [2, 5, 0, 0]]), "attention_mask": np.array([[1, 1, 1, 1], [1, 1, 0, 0]])}
     session = onnxruntime.InferenceSession(artifact.model_path, providers=["CPUExecutionProvider"])
-    (expected,) = session.run(["logits"], feed)
-    np.testing.assert_allclose(Session(prepared, 1).run(feed).outputs[0], expected, rtol=1e-4, atol=1e-5)
+    (expected,) = session.run(["logits"], _TOKENS)
+    np.testing.assert_allclose(Session(prepared, 1).run(_TOKENS).outputs[0], expected, rtol=1e-4, atol=1e-5)
