@@ -1,10 +1,12 @@
 """One request inside the engine: made on the event loop, worked on by other threads, resolved on the event loop."""
 
 import asyncio
+import contextlib
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +16,8 @@ from models.artifact import Manifest
 from models.postprocessing import rank, softmax
 from models.statistics.layers import SampleStatistics
 from service.engine.inputs import Item, TensorInput
+
+_SHORT_TEXT = 128  # characters
 
 
 class Outcome(NamedTuple):
@@ -83,12 +87,12 @@ class Call:
         self._outcomes: dict[int, Outcome] = {}
         self._error: Exception | None = None
 
-    def spend(self, jobs: int, *, input_ns: int = 0, infer_ns: int = 0, output_ns: int = 0) -> None:
-        """Adds work of this length on so many of the jobs to the times. On any thread."""
+    def spend(self, input_ns: int = 0, infer_ns: int = 0, output_ns: int = 0) -> None:
+        """Adds work of this length on one of the jobs to the times. On any thread."""
         with self._lock:
-            self.input_ns += input_ns * jobs // self._inputs
-            self.infer_ns += infer_ns * jobs // self._inputs
-            self.output_ns += output_ns * jobs // self._inputs
+            self.input_ns += input_ns // self._inputs
+            self.infer_ns += infer_ns // self._inputs
+            self.output_ns += output_ns // self._inputs
 
     def finish(self, index: int, outcome: Outcome) -> bool:
         """Keeps the outcome of one job; true if it was the last. On any thread."""
@@ -118,3 +122,43 @@ class Job:
     index: int
     item: Item
     row: TensorInput | None = None
+
+    @property
+    def is_short(self) -> bool:
+        """Whether it is a text that the event loop may tokenize, and perhaps run."""
+        return isinstance(self.item, str) and len(self.item) <= _SHORT_TEXT
+
+
+def fail(call: Call, error: Exception) -> None:
+    """Ends a call with an error, from any thread."""
+    call.fail(error)
+    call_soon(call.loop, call.resolve)
+
+
+def hand_back(finished: Iterable[Call], here: asyncio.AbstractEventLoop | None = None) -> None:
+    """Wakes the requests of complete calls, from any thread; `here` is the loop that it is called on, if it is."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[Call]] = {}
+    for call in finished:
+        by_loop.setdefault(call.loop, []).append(call)
+    for loop, calls in by_loop.items():
+        if loop is here:
+            _resolve(calls)
+        else:
+            call_soon(loop, partial(_resolve, calls))
+
+
+def call_soon(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:
+    """Has a loop call back, from any thread."""
+    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        loop.call_soon_threadsafe(callback)
+
+
+def _resolve(calls: Iterable[Call]) -> None:
+    for call in calls:
+        call.resolve()
+
+
+def alive(jobs: list[Job]) -> list[Job]:
+    """Those that somebody still waits for."""
+    now = time.perf_counter_ns()
+    return [job for job in jobs if not job.call.abandoned and now <= job.call.deadline_ns]

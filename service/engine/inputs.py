@@ -67,6 +67,11 @@ class InputReader:
             for spec in manifest.inputs:
                 self._makers.append((_numpy_type(spec), None if spec.name == "input_ids" else makers[spec.name]))
 
+    @property
+    def reads_texts(self) -> bool:
+        """Whether it tokenizes."""
+        return self._tokenizer is not None
+
     def example(self) -> TensorInput:
         """A row of usual size that the model can run, to warm up."""
         extents = self._manifest.extents

@@ -15,7 +15,7 @@ from models.statistics.anomaly import AnomalyScorer
 from models.statistics.drift import ReferenceRanks
 from models.statistics.layers import BatchReducer, RunOutputs, SideLayout
 from models.statistics.reference import Reference
-from service.engine.batching import Batch, Batcher, BatchLimits, BatchResult
+from service.engine.batching import Batch, Batcher, BatchResult
 from service.engine.calls import Call, Job, Outcome, outcomes_of
 from service.engine.changes import ChannelMoments
 from service.engine.counters import Counters
@@ -26,6 +26,7 @@ from service.engine.interior import Interior
 from service.engine.memory import give_back_free_memory
 from service.engine.running import running_moments
 from service.engine.session import Sessions
+from service.engine.waiting import BatchLimits
 from service.engine.weights import Weights
 from service.errors import DeadlineExceededError, InvalidRequestError, OverloadedError
 from service.settings import Settings
@@ -33,8 +34,6 @@ from service.statistics.sampling import Sampler
 from service.statistics.series import Series
 from service.statistics.sketches import Sketches
 from service.statistics.traffic import TrafficStatistics
-
-_SHORT_TEXT = 128  # characters
 
 
 class Timing(NamedTuple):
@@ -99,11 +98,13 @@ class ServedModel:
         max_size = settings.max_batch_size if self.manifest.batched else 1
         limits = BatchLimits(max_size, settings.max_batch_elements, settings.max_queue_delay_ms / 1000)
         runs_at_once = self._tapped.runs_at_once
+        # the event loop is one of those that run texts
+        self._helps = self._runs_here and self._reader.reads_texts and runs_at_once > 1 and not all_counted
         self._watching = Batcher(name, self._reader, self._run_watched, self.counters, limits, runs_at_once)
         self._quick = (
             self._watching
             if all_counted
-            else Batcher(f"{name}-plain", self._reader, self._run_quick, self.counters, limits, runs_at_once)
+            else Batcher(f"{name}-plain", self._reader, self._run_quick, self.counters, limits, runs_at_once, helped=self._helps)
         )
         moments = {} if self.reference is None else self.reference.moments_of(self.layout)
         entering = {layer: ChannelMoments(*each) for (layer, side), each in moments.items() if side == "before"}
@@ -196,32 +197,30 @@ class ServedModel:
         call = Call(len(items), statistics=statistics, channels=channels, timeout_s=timeout_s)
         batcher = self._watching if statistics else self._quick
         self._inputs.take(elements := sum([self._elements(item) for item in items]))
-        expiry = call.loop.call_later(timeout_s, _expire, call, timeout_s)
         try:
-            if not statistics and self._may_run_here(items) and await self._is_alone():
-                batcher.run_here(self._job(call, 0, items[0]))
+            jobs = [self._job(call, i, item) for i, item in enumerate(items)]
+            if not statistics and self._may_run_here(jobs) and await self._is_alone():
+                batcher.run_here(jobs[0])
             else:
-                for i, item in enumerate(items):
-                    self._enqueue(self._job(call, i, item), batcher)
-            outcomes = await call.future
+                for job in jobs:
+                    self._enqueue(job, batcher)
+                if self._helps and not statistics:
+                    batcher.help_soon(call.loop)
+            outcomes = await _outcomes(call, timeout_s)
         except BaseException:
             call.abandoned = True
             self.counters.count_failure(time.perf_counter_ns() - call.started_ns)
             raise
         finally:
-            expiry.cancel()
             self._inputs.give_back(elements)
         total = time.perf_counter_ns() - call.started_ns
         queued = max(total - call.input_ns - call.infer_ns - call.output_ns, 0)
         self.counters.count_success(total, queued, call.input_ns, call.infer_ns, call.output_ns)
         return outcomes, Timing(total, queued, call.input_ns, call.infer_ns, call.output_ns)
 
-    def _may_run_here(self, items: Sequence[Item]) -> bool:
+    def _may_run_here(self, jobs: Sequence[Job]) -> bool:
         """Whether it is a short text, whose run takes no longer than waking a thread, and all that there is to do so far."""
-        if self._in_hand > 1 or not self._runs_here or len(items) > 1:
-            return False
-        (item,) = items
-        return isinstance(item, str) and len(item) <= _SHORT_TEXT
+        return self._in_hand <= 1 and self._runs_here and len(jobs) == 1 and jobs[0].is_short
 
     async def _is_alone(self) -> bool:
         """Whether a request is the only one in hand."""
@@ -299,6 +298,17 @@ class ServedModel:
         self._reducers.shutdown()
         self.traffic.release()
         self.interior.close()
+
+
+async def _outcomes(call: Call, timeout_s: float) -> list[Outcome]:
+    """Waits for them, but no longer than the time allows."""
+    if call.future.done():
+        return call.future.result()
+    expiry = call.loop.call_later(timeout_s, _expire, call, timeout_s)
+    try:
+        return await call.future
+    finally:
+        expiry.cancel()
 
 
 def _expire(call: Call, timeout_s: float) -> None:

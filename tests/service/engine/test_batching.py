@@ -13,12 +13,13 @@ from models.artifact import Artifact, load_artifact
 from models.postprocessing import rank, softmax
 from models.preprocessing import InvalidInputError
 from service.engine import session
-from service.engine.batching import Batch, Batcher, BatchLimits, BatchResult, run_error, share
+from service.engine.batching import Batch, Batcher, BatchResult, run_error, share
 from service.engine.calls import Call, Job, Outcome
 from service.engine.counters import Counters
 from service.engine.inputs import InputReader, Item, TensorInput
 from service.engine.model import ServedModel
 from service.engine.session import RunResult
+from service.engine.waiting import BatchLimits
 from service.errors import DeadlineExceededError, InvalidRequestError, ModelRunError, OverloadedError
 from service.settings import Settings
 from tests.conftest import SmallRepository
@@ -173,6 +174,28 @@ def test_a_broken_photo_fails_alone(readers: dict[str, InputReader], monkeypatch
 
     assert batched(readers["vision"], scenario, max_size=8, max_elements=100_000) == [[1, 2, 3]]
     assert b"late" not in decoded
+
+
+@pytest.mark.parametrize(("max_size", "batches"), [(8, [[1, 2, 3]]), (2, [[1, 2], [3]])])
+def test_photos_that_come_while_others_are_decoded_join_them(
+    readers: dict[str, InputReader], monkeypatch: pytest.MonkeyPatch, max_size: int, batches: list[list[int]]
+) -> None:
+    """In one run with them, as far as it has room; also what comes while those are decoded."""
+
+    async def scenario(submit: Callable[..., Call], held: HeldRuns, batcher: Batcher) -> None:
+        later = {data: Call(1, statistics=False, timeout_s=60) for data in (b"aa", b"aaa")}
+
+        def decode(data: bytes) -> TensorInput:
+            if (call := later.get(data + b"a")) is not None:
+                batcher.put(Job(call, 0, data + b"a"))
+            return pixels(len(data), side=readers["vision"].example().arrays[0].shape[-1])
+
+        monkeypatch.setattr(readers["vision"], "image", decode)
+        first = submit(b"a")
+        held.release()
+        assert [await outcomes_of(call) for call in (first, *later.values())] == [[1], [2], [3]]
+
+    assert batched(readers["vision"], scenario, max_size=max_size, max_elements=100_000) == batches
 
 
 def test_photos_decoded_beforehand(readers: dict[str, InputReader], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,16 +15,15 @@ async def _call(inputs: int) -> Call:
 
 
 def test_times_of_inputs_that_ran_beside_each_other_do_not_exceed_the_time_that_passed() -> None:
-    """Two runs of 10 ns at the same time, with half of the inputs each, count as 10 ns; two of one input as 20."""
+    """Two runs of 400 ns at the same time, with half of the inputs each, count as 400 ns; two of one input as 800."""
     call = asyncio.run(_call(4))
-    call.spend(2, infer_ns=10, output_ns=2)
-    call.spend(2, infer_ns=10, output_ns=2)
-    call.spend(4, input_ns=6)
-    assert (call.input_ns, call.infer_ns, call.output_ns) == (6, 10, 2)
+    for _ in range(4):
+        call.spend(input_ns=600, infer_ns=400, output_ns=200)
+    assert (call.input_ns, call.infer_ns, call.output_ns) == (600, 400, 200)
     single = asyncio.run(_call(1))
-    single.spend(1, infer_ns=10)
-    single.spend(1, infer_ns=10)
-    assert single.infer_ns == 20
+    single.spend(infer_ns=400)
+    single.spend(infer_ns=400)
+    assert single.infer_ns == 800
 
 
 def test_outcomes_go_as_soon_as_nobody_holds_them() -> None:
