@@ -12,9 +12,9 @@ from starlette.concurrency import run_in_threadpool
 from starlette.middleware.cors import CORSMiddleware
 
 from service.api import channels, compare, drift, events, health, home, models, predict, statistics, whatif
-from service.api.admission import Admission
-from service.api.answers import add_error_handlers, answer_error
-from service.api.direct import DirectRoutes, HotRoutes
+from service.api.admission import Admission, Gate
+from service.api.answers import add_error_handlers
+from service.api.direct import DirectAnswers, DirectRoutes, HotRoutes
 from service.api.keys import Keys
 from service.api.observed import ObservedRequests, Observer
 from service.api.oip import routes as oip
@@ -100,11 +100,15 @@ def create_app(settings: Settings) -> FastAPI:
         document_keys(app.openapi(), keys, open_metrics=settings.open_metrics)  # which the framework makes once
     hot, observer = HotRoutes([predict.router, oip.hot_router]), Observer(metrics, repository)
     refuse = EarlyRefusal(hot, repository, observer, lifecycle, keys)
+    gate = Gate(lifecycle, keys, open_metrics=settings.open_metrics)
+    # the framework opens spans, and what adds the headers of CORS lies around the app
+    direct = None if tracing or settings.cors_origins else DirectAnswers(app, gate, observer)
+    reading = CapacityLimiter(_READ_AT_ONCE)
     app.state.normscope = State(
-        settings, repository, administration, store, monitor, metrics, lifecycle, tracing, refuse, CapacityLimiter(_READ_AT_ONCE)
+        settings, repository, administration, store, monitor, metrics, lifecycle, tracing, refuse, direct, reading
     )
-    app.wrap(DirectRoutes, hot=hot, answer_error=answer_error)
-    app.wrap(Admission, lifecycle=lifecycle, keys=keys, open_metrics=settings.open_metrics)
+    app.wrap(DirectRoutes, hot=hot)
+    app.wrap(Admission, gate=gate)
     if settings.cors_origins:  # around the keys: a browser asks without one whether it may ask
         app.wrap(
             CORSMiddleware,

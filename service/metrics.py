@@ -42,7 +42,7 @@ class Metrics:
         )
         self._latency = Histogram(
             "normscope_request_seconds",
-            "time from the first byte of a request to the last of its answer",
+            "time from the head of a request until its answer is handed to the connection",
             ["method", "route", "model"],
             buckets=_SECONDS,
             registry=self._registry,

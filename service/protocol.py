@@ -11,17 +11,19 @@
 | goes away before the answer | the task of the request is cancelled, so that its work is dropped and its place given back |
 | asks for another protocol by `Upgrade` | the header is ignored; the parser alone would take the body for that protocol |
 | reads nothing of a large answer for `_STALLED_S` | the end of the connection |
-| leaves the connection idle between two requests | uvicorn ends it after 5 s |
+| leaves the connection idle between two requests | the end of the connection after 5 s |
 | asks a model whose queue is full | refused once the head is read, see `service.api.refusal` |
 
 The size of a body is bounded where it is read, in `service.api.bodies`. After 400, 431 and the 408 of a late head a little more is
 read and dropped: a connection that is closed with bytes unread is reset, and the client would lose the answer.
 
-None of it costs a usual request more than a few comparisons: timers run only for what has not come with the first packet.
+None of it costs a usual request more than a few comparisons: but for one of each idle connection, timers run only for what has not
+come with the first packet. A request for a prediction is handed to `service.api.direct` and its answer written here, all others go
+through the app.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +33,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
+from service.api.direct import DirectAnswers
 from service.api.refusal import EarlyRefusal, Refusal
 from service.cork import Cork
 from service.errors import HeadTooLargeError, InvalidHttpError, ServiceError, SlowRequestError
@@ -43,6 +46,8 @@ _LINGER_BYTES = 1 << 20
 # So many requests may wait behind the one in hand while we still read: who does not read does not see that the client is gone.
 # Each holds at most its head and the 64 KiB of its body after which uvicorn pauses.
 _PIPELINED = 8
+_LARGE_BYTES = 1 << 16  # copying so much to save a packet would cost more
+_CLOSE = (b"connection", b"close")
 _INVALID = InvalidHttpError("the request is not HTTP/1.1", remedy="send a valid request")
 _LATE_HEAD = SlowRequestError(
     "the head of the request did not arrive in time", remedy="send it faster, or raise NORMSCOPE_HEADER_TIMEOUT_S"
@@ -65,9 +70,11 @@ class ConnectionLimits:
 class ConnectionsState(ServerState):
     """What uvicorn shares between the connections of a server, and what `BoundedProtocol` needs beside it."""
 
-    def __init__(self, limits: ConnectionLimits, lifecycle: Lifecycle, refuse: EarlyRefusal) -> None:
+    def __init__(
+        self, limits: ConnectionLimits, lifecycle: Lifecycle, refuse: EarlyRefusal, direct: DirectAnswers | None = None
+    ) -> None:
         super().__init__()
-        self.limits, self.lifecycle, self.refuse = limits, lifecycle, refuse
+        self.limits, self.lifecycle, self.refuse, self.direct = limits, lifecycle, refuse, direct
 
 
 class _Alarm:
@@ -106,6 +113,7 @@ class BoundedProtocol(HttpToolsProtocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self._limits, self._lifecycle, self._refuse = server_state.limits, server_state.lifecycle, server_state.refuse
+        self._direct = server_state.direct
         self._in_message = self._in_head = False
         self._head_bytes = 0  # of the head that is being read, but for what shares a packet with the request before it
         self._too_large = False
@@ -117,6 +125,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._stall_alarm = _Alarm(self.loop)
         self._unsent = 0
         self._linger_alarm = _Alarm(self.loop)
+        self._idle_alarm = _Alarm(self.loop)
+        self._idle_since = 0.0  # when the latest answer was complete
         self._cork: Cork | None = None  # of the latest answer
         self._dropped: int | None = None  # bytes that came after the connection was given up; None: it was not
 
@@ -129,6 +139,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._body_alarm.cancel()
         self._stall_alarm.cancel()
         self._linger_alarm.cancel()
+        self._idle_alarm.cancel()
         if self._task is not None and self._working is not None and not self._working.response_complete:
             self._working.disconnected = True
             self._working.scope[CLIENT_IS_GONE] = True  # type: ignore[literal-required]  # uvicorn's type has no room for others
@@ -158,7 +169,6 @@ class BoundedProtocol(HttpToolsProtocol):
             self._head_alarm.set(self._limits.header_timeout_s, self._head_is_late)
 
     def _parse(self, data: bytes) -> None:
-        self._unset_keepalive_if_required()
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserError:
@@ -181,6 +191,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._body_alarm.cancel()
         if not self._upgrades:
             super().on_message_complete()
+            if self.cycle.response_complete:  # it was answered before its body had come
+                self._begin_idle()
 
     def on_headers_complete(self) -> None:
         self._head_alarm.cancel()
@@ -250,29 +262,83 @@ class BoundedProtocol(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         refusal = self._refuse(cycle.scope)  # type: ignore[arg-type]  # uvicorn's own type of a scope
         if refusal is None:
-            self._cork = Cork(self.transport, self.loop)
-            cycle.transport = self._cork  # type: ignore[assignment]  # has what the cycle uses
-            self._working, self._task = cycle, self.loop.create_task(cycle.run_asgi(app))
+            if self._direct is not None and self._direct.takes(cycle.scope):  # type: ignore[arg-type]  # as above
+                running = self._answer_directly(self._direct, cycle)
+            else:
+                self._cork = Cork(self.transport, self.loop)
+                cycle.transport = self._cork  # type: ignore[assignment]  # has what the cycle uses
+                running = cycle.run_asgi(app)
+            self._working, self._task = cycle, self.loop.create_task(running)
             self._task.add_done_callback(self.tasks.discard)
             self.tasks.add(self._task)
             return
         cycle.response_started = cycle.response_complete = True
         if cycle.keep_alive and self._lifecycle.serving:  # the body, if there is more of it, is read and dropped
-            self._write(refusal)
+            self._write(refusal.status, refusal.headers, refusal.body, last=False)
             cycle.on_response()
         else:
             self._dropped = 0
             self._write_last(refusal)
 
-    def _write(self, answer: Refusal, *more: tuple[bytes, bytes]) -> None:
-        if self._cork is not None:  # an answer without a body may still lie there
+    async def _answer_directly(self, direct: DirectAnswers, cycle: RequestResponseCycle) -> None:
+        try:
+            response = await direct.answer(cycle.scope, cycle.receive)  # type: ignore[arg-type]  # as above
+        except BaseException:  # a fault of what reports it
+            self.transport.close()
+            raise
+        if self.flow.write_paused and not cycle.disconnected:
+            await self.flow.drain()
+        if cycle.disconnected or self.transport.is_closing():
+            return
+        if _CLOSE in response.raw_headers:
+            cycle.keep_alive = False
+        self._write(response.status_code, response.raw_headers, bytes(response.body), last=not cycle.keep_alive)
+        cycle.response_started = cycle.response_complete = True
+        if not cycle.keep_alive:
+            self.transport.close()
+        cycle.on_response()
+
+    def on_response_complete(self) -> None:
+        """As in uvicorn, but with one timer for an idle connection, not one for each answer."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+            return
+        self._begin_idle()
+
+    def _begin_idle(self) -> None:
+        self._idle_since = self.loop.time()
+        if not self._idle_alarm:
+            self._idle_alarm.set(self.timeout_keep_alive, self._check_idle)
+
+    def _check_idle(self) -> None:
+        self._idle_alarm.cancel()
+        if self._in_message or not self.cycle.response_complete:
+            return  # the end of the body or of the answer, whatever comes later, sets it again
+        left = self._idle_since + self.timeout_keep_alive - self.loop.time()
+        if left > 0:
+            self._idle_alarm.set(left, self._check_idle)
+        else:
+            self.transport.close()
+
+    def _write(self, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes, *, last: bool) -> None:
+        if self._cork is not None:  # the app's answer to the request before may still lie there, if it had no body
             self._cork.flush()
-        headers = (*self.server_state.default_headers, *answer.headers, *more)
-        lines = (b"%b: %b\r\n" % header for header in headers)
-        self.transport.write(b"".join([STATUS_LINE[answer.status], *lines, b"\r\n", answer.body]))
+        lines = [b"%b: %b\r\n" % header for header in (*self.server_state.default_headers, *headers)]
+        if last and _CLOSE not in headers:
+            lines.append(b"connection: close\r\n")
+        head = b"".join([STATUS_LINE[status], *lines, b"\r\n"])
+        if len(body) > _LARGE_BYTES:
+            self.transport.write(head)
+            self.transport.write(body)
+        else:
+            self.transport.write(head + body)  # one packet: each costs a system call here and a wake-up of the client
 
     def _write_last(self, answer: Refusal) -> None:
-        self._write(answer, *([] if (b"connection", b"close") in answer.headers else [(b"connection", b"close")]))
+        self._write(answer.status, answer.headers, answer.body, last=True)
         self.transport.write_eof()
         self._linger_alarm.set(_LINGER_S, self.transport.close)
 

@@ -33,7 +33,7 @@ _log = logging.getLogger("normscope")
 _ACCEPTS_PER_TURN = 16
 # A thread that wants the interpreter lets the one that has it go on for so long. With the usual 5 ms the event loop waits that long
 # behind every thread that decodes, tokenizes or describes, and runs that have ended wait behind the event loop.
-_SWITCH_INTERVAL_S = 0.0005
+_SWITCH_INTERVAL_S = 0.0002
 _GC_THRESHOLD = 10_000  # a request makes hundreds of objects and hardly a cycle: by default an eighth of its time went to looking
 
 
@@ -67,7 +67,7 @@ class Server(uvicorn.Server):
             )
         )
         limits = ConnectionLimits(self._settings.header_timeout_s, self._settings.max_header_bytes, self._settings.body_timeout_s)
-        self.server_state: ConnectionsState = ConnectionsState(limits, self._lifecycle, state.refuse)
+        self.server_state: ConnectionsState = ConnectionsState(limits, self._lifecycle, state.refuse, state.direct)
         self._drain_until: float | None = None
         self._make_grpc = None if self._settings.grpc_port is None else _grpc_server(state, app.version, self._settings.grpc_port)
         self._grpc: GrpcServer | None = None

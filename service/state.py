@@ -18,6 +18,7 @@ from service.statistics.store import StatisticsStore
 from service.tracing import Tracing
 
 if TYPE_CHECKING:
+    from service.api.direct import DirectAnswers
     from service.api.refusal import EarlyRefusal
 
 
@@ -26,7 +27,8 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True)
 class State:
-    """What one app has: settings, models and what changes them, statistics, drift, metrics, phase, traces, early refusals.
+    """What one app has: settings, models and what changes them, statistics, drift, metrics, phase, traces, early refusals, direct
+    answers.
 
     `reading` bounds how many large tensors are read at once: as lists of Python's numbers they take many times their place.
     """
@@ -40,6 +42,7 @@ class State:
     lifecycle: Lifecycle
     tracing: Tracing | None
     refuse: "EarlyRefusal"
+    direct: "DirectAnswers | None"
     reading: CapacityLimiter
     _encoding: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))
 

@@ -1,4 +1,4 @@
-"""ASGI middleware that lets a request in or not: API keys, and no new requests once the service stops."""
+"""What lets a request in or not: API keys, and no new requests once the service stops."""
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -22,28 +22,41 @@ def administers(path: str) -> bool:
     return path.startswith(_ADMINISTRATION)
 
 
-class Admission:
-    """Answers 503 to requests that come after the end has begun, 401 or 403 to those without the right key; passes on the rest.
+class Gate:
+    """Lets in whoever has the right key, until the end has begun.
 
     Health stays open in every state, so that an orchestrator sees the reason; the metrics are there until the end.
     """
 
-    def __init__(self, app: ASGIApp, lifecycle: Lifecycle, keys: Keys | None, *, open_metrics: bool) -> None:
-        self._app, self._lifecycle, self._keys = app, lifecycle, keys
+    def __init__(self, lifecycle: Lifecycle, keys: Keys | None, *, open_metrics: bool) -> None:
+        self._lifecycle, self._keys = lifecycle, keys
         self._keyless = keyless(open_metrics=open_metrics)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and (self._keys is not None or self._lifecycle.stopping):
-            try:
-                self._check(scope)
-            except ServiceError as error:
-                await error_answer(scope["path"], error)(scope, receive, send)
-                return
-        await self._app(scope, receive, send)
+    def check(self, scope: Scope) -> None:
+        """Returns if a request may go on.
 
-    def _check(self, scope: Scope) -> None:
+        Raises:
+            UnauthorizedError, ForbiddenError: not with its key.
+            NotReadyError: the service is about to stop.
+        """
         path = scope["path"]
         if self._keys is not None and path not in self._keyless:
             self._keys.check(scope["headers"], administers=administers(path))
         if self._lifecycle.stopping and path not in _HEALTH and path != _METRICS:
             raise NotReadyError("the service is about to stop", remedy="send the request again, to another instance or later")
+
+
+class Admission:
+    """Answers 503, 401 or 403 to requests that do not come through the gate; passes on the rest."""
+
+    def __init__(self, app: ASGIApp, gate: Gate) -> None:
+        self._app, self._gate = app, gate
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            try:
+                self._gate.check(scope)
+            except ServiceError as error:
+                await error_answer(scope["path"], error)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)

@@ -13,6 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData, Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
+from starlette.types import Message
 
 from models.artifact import Manifest
 from service.api.large_json import read_large_json
@@ -97,13 +98,18 @@ async def _read_json(
 ) -> tuple[list[bytes] | list[str], dict[str, Any]]:
     """The inputs of a JSON object, and the whole of it."""
 
-    def read() -> tuple[list[bytes] | list[str], dict[str, Any]]:
-        content = _json_object(body, fields, settings.max_inputs)
-        texts = _texts(content["inputs"])
-        _check_count(len(texts), settings.max_inputs)
-        return [from_base64(i, text) for i, text in enumerate(texts)] if takes_images else texts, content
+    if len(body) < _ASIDE_BYTES:
+        return _inputs_of(body, fields, settings.max_inputs, takes_images)
+    return await run_in_threadpool(_inputs_of, body, fields, settings.max_inputs, takes_images)
 
-    return read() if len(body) < _ASIDE_BYTES else await run_in_threadpool(read)
+
+def _inputs_of(
+    body: bytes, fields: tuple[str, ...], max_inputs: int, takes_images: bool
+) -> tuple[list[bytes] | list[str], dict[str, Any]]:
+    content = _json_object(body, fields, max_inputs)
+    texts = _texts(content["inputs"])
+    _check_count(len(texts), max_inputs)
+    return [from_base64(i, text) for i, text in enumerate(texts)] if takes_images else texts, content
 
 
 def _takes_images(manifest: Manifest) -> bool:
@@ -168,11 +174,11 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
         if _header(request, b"expect").lower() != "100-continue":
             await _drop_rest(request)
         raise _too_large(int(declared), max_bytes)
-    body, more = await _receive(request)
+    body, more = _chunk(request, await request.receive())
     if more:
         chunks = bytearray(body)
         while more and len(chunks) <= max_bytes:
-            chunk, more = await _receive(request)
+            chunk, more = _chunk(request, await request.receive())
             chunks += chunk
         body = bytes(chunks)
     if len(body) > max_bytes:
@@ -182,9 +188,8 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
     return body
 
 
-async def _receive(request: Request) -> tuple[bytes, bool]:
-    """The next chunk, and whether there are more."""
-    message = await request.receive()
+def _chunk(request: Request, message: Message) -> tuple[bytes, bool]:
+    """What a message holds of the body, and whether there is more."""
     if message["type"] == "http.disconnect":
         raise ClientDisconnect
     more = message.get("more_body", False)
@@ -199,7 +204,7 @@ async def _drop_rest(request: Request) -> None:
     with contextlib.suppress(TimeoutError, SlowRequestError, InvalidHttpError):
         async with asyncio.timeout(_DROPPED_S):
             while more and dropped < _DROPPED_BYTES:
-                chunk, more = await _receive(request)
+                chunk, more = _chunk(request, await request.receive())
                 dropped += len(chunk)
 
 

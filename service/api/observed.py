@@ -1,4 +1,6 @@
-"""ASGI middleware around everything else: each request gets its id, and is counted, timed, logged and traced once.
+"""ASGI middleware around all of the app: each request gets its id, and is counted, timed, logged and traced once.
+
+Requests that do not enter the app are reported to the same `Observer`: direct answers (`direct.py`) and refusals (`refusal.py`).
 
 By route, never by raw path, so that labels stay few. The id is that of the header `X-Request-ID` if it is sane, else a new one;
 every answer carries it. What the app raises ends here: whatever happens, the client gets an answer of the usual shape.
@@ -87,13 +89,14 @@ class ObservedRequests:
             await self._app(scope, receive, observed_send)
         except (Exception, asyncio.CancelledError) as error:
             if not status:  # else it was answered, or uvicorn closes the connection: what has begun cannot be taken back
-                response = await answer_error(Request(scope), error if isinstance(error, Exception) else _why_cancelled(scope))
+                response = await answer_error(Request(scope), error if isinstance(error, Exception) else why_cancelled(scope))
                 await response(scope, receive, observed_send)
         finally:
             self._observer.report(scope, status or 500, time.perf_counter() - start)
 
 
-def _why_cancelled(scope: Scope) -> ServiceError:
+def why_cancelled(scope: Scope) -> ServiceError:
+    """Why the task of a request was cancelled: its client is gone, or the service ends."""
     if CLIENT_IS_GONE in scope:
         return ClientGoneError("the client went away before the answer was ready", remedy="nobody reads this")
     return NotReadyError("the service stopped before the answer was ready", remedy="send the request again")
