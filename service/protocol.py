@@ -23,21 +23,20 @@ through the app.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import httptools
 from uvicorn._types import ASGI3Application
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
-from uvicorn.server import ServerState
 
+from service.alarm import Alarm
 from service.api.direct import DirectAnswers
-from service.api.refusal import EarlyRefusal, Refusal
+from service.api.refusal import Refusal
+from service.connections import ConnectionsState
 from service.cork import Cork
 from service.errors import HeadTooLargeError, InvalidHttpError, ServiceError, SlowRequestError
-from service.lifecycle import Lifecycle
 from service.scope import BODY_ERROR, CLIENT_IS_GONE
 
 _STALLED_S = 60
@@ -56,45 +55,6 @@ _LATE_BODY = SlowRequestError("the body did not arrive in time", remedy="send it
 _LARGE_HEAD = HeadTooLargeError(
     "the head of the request is too large", remedy="send fewer headers, or raise NORMSCOPE_MAX_HEADER_BYTES"
 )
-
-
-@dataclass(frozen=True)
-class ConnectionLimits:
-    """What a request may take: its head (first line and headers) and its body."""
-
-    header_timeout_s: float
-    max_header_bytes: int
-    body_timeout_s: float
-
-
-class ConnectionsState(ServerState):
-    """What uvicorn shares between the connections of a server, and what `BoundedProtocol` needs beside it."""
-
-    def __init__(
-        self, limits: ConnectionLimits, lifecycle: Lifecycle, refuse: EarlyRefusal, direct: DirectAnswers | None = None
-    ) -> None:
-        super().__init__()
-        self.limits, self.lifecycle, self.refuse, self.direct = limits, lifecycle, refuse, direct
-
-
-class _Alarm:
-    """Calls back after a time, unless it is cancelled or set anew."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._timer: asyncio.TimerHandle | None = None
-
-    def __bool__(self) -> bool:
-        return self._timer is not None
-
-    def set(self, delay_s: float, ring: Callable[[], None]) -> None:
-        self.cancel()
-        self._timer = self._loop.call_later(delay_s, ring)
-
-    def cancel(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
 
 
 class _HeadTooLargeError(Exception):
@@ -120,12 +80,12 @@ class BoundedProtocol(HttpToolsProtocol):
         self._upgrades = False  # the head asks for another protocol
         self._task: asyncio.Task[None] | None = None  # of the request that is worked on; others may wait behind it
         self._working: RequestResponseCycle | None = None
-        self._head_alarm = _Alarm(self.loop)
-        self._body_alarm = _Alarm(self.loop)
-        self._stall_alarm = _Alarm(self.loop)
+        self._head_alarm = Alarm(self.loop)
+        self._body_alarm = Alarm(self.loop)
+        self._stall_alarm = Alarm(self.loop)
         self._unsent = 0
-        self._linger_alarm = _Alarm(self.loop)
-        self._idle_alarm = _Alarm(self.loop)
+        self._linger_alarm = Alarm(self.loop)
+        self._idle_alarm = Alarm(self.loop)
         self._idle_since = 0.0  # when the latest answer was complete
         self._cork: Cork | None = None  # of the latest answer
         self._dropped: int | None = None  # bytes that came after the connection was given up; None: it was not

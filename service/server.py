@@ -19,9 +19,10 @@ from pydantic_settings import CliApp, SettingsError
 
 from models.artifact import ArtifactError
 from service.app import create_app
+from service.connections import ConnectionLimits, ConnectionsState
 from service.engine.memory import give_back_large_arrays
 from service.logs import configure_logging
-from service.protocol import BoundedProtocol, ConnectionLimits, ConnectionsState
+from service.protocol import BoundedProtocol
 from service.settings import Settings, explain
 from service.state import State
 from service.statistics.database import DatabaseUrlError
