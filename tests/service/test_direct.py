@@ -151,19 +151,19 @@ class _Panic(BaseException):
 @pytest.mark.parametrize(
     ("broken", "fault", "status"),
     [
-        ("service.api.predict.read_inputs", _Panic("inner"), 500),
-        ("service.api.predict.read_inputs", RuntimeError("inner"), 500),
-        ("service.api.answers.error_answer", RuntimeError("inner"), 500),
-        ("service.metrics.Metrics.observe_request", RuntimeError("inner"), None),
+        ("service.api.predict.read_inputs", _Panic, 500),
+        ("service.api.predict.read_inputs", RuntimeError, 500),
+        ("service.api.answers.error_answer", RuntimeError, 500),
+        ("service.metrics.Metrics.observe_request", RuntimeError, None),
     ],
 )
 def test_a_fault_of_ours_ends_the_request(
-    small_repository: SmallRepository, monkeypatch: pytest.MonkeyPatch, broken: str, fault: BaseException, status: int | None
+    small_repository: SmallRepository, monkeypatch: pytest.MonkeyPatch, broken: str, fault: type[BaseException], status: int | None
 ) -> None:
     """With 500 in the usual shape, or the end of the connection; the service goes on."""
 
     def fail(*_: Any, **__: Any) -> None:
-        raise fault
+        raise fault("inner")
 
     with running_app(create_app(Settings(model_repository=small_repository.folder))) as client:
         with monkeypatch.context() as patch, connected(client.base_url) as connection:
