@@ -21,8 +21,6 @@ class ConnectionLimits:
 class ConnectionsState(ServerState):
     """What uvicorn shares between the connections of a server, and what `BoundedProtocol` needs beside it."""
 
-    def __init__(
-        self, limits: ConnectionLimits, lifecycle: Lifecycle, refuse: EarlyRefusal, direct: DirectAnswers | None = None
-    ) -> None:
+    def __init__(self, limits: ConnectionLimits, lifecycle: Lifecycle, refuse: EarlyRefusal, direct: DirectAnswers | None) -> None:
         super().__init__()
         self.limits, self.lifecycle, self.refuse, self.direct = limits, lifecycle, refuse, direct

@@ -6,7 +6,7 @@ together are a tenth of a small request.
 
 import asyncio
 
-_LARGE_BYTES = 1 << 16  # copying so much to save a packet would cost more
+LARGE_BYTES = 1 << 16  # copying so much to save a packet would cost more
 
 
 class Cork:
@@ -22,7 +22,7 @@ class Cork:
 
     def write(self, data: bytes) -> None:
         """Keeps the first piece for a moment; writes all others at once."""
-        if len(data) > _LARGE_BYTES:
+        if len(data) > LARGE_BYTES:
             self.flush()
         if self._head is not None:
             data, self._head = self._head + data, None

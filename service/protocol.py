@@ -35,7 +35,7 @@ from service.alarm import Alarm
 from service.api.direct import DirectAnswers
 from service.api.refusal import Refusal
 from service.connections import ConnectionsState
-from service.cork import Cork
+from service.cork import LARGE_BYTES, Cork
 from service.errors import HeadTooLargeError, InvalidHttpError, ServiceError, SlowRequestError
 from service.scope import BODY_ERROR, CLIENT_IS_GONE
 
@@ -45,7 +45,6 @@ _LINGER_BYTES = 1 << 20
 # So many requests may wait behind the one in hand while we still read: who does not read does not see that the client is gone.
 # Each holds at most its head and the 64 KiB of its body after which uvicorn pauses.
 _PIPELINED = 8
-_LARGE_BYTES = 1 << 16  # copying so much to save a packet would cost more
 _CLOSE = (b"connection", b"close")
 _INVALID = InvalidHttpError("the request is not HTTP/1.1", remedy="send a valid request")
 _LATE_HEAD = SlowRequestError(
@@ -291,7 +290,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if last and _CLOSE not in headers:
             lines.append(b"connection: close\r\n")
         head = b"".join([STATUS_LINE[status], *lines, b"\r\n"])
-        if len(body) > _LARGE_BYTES:
+        if len(body) > LARGE_BYTES:
             self.transport.write(head)
             self.transport.write(body)
         else:

@@ -97,7 +97,6 @@ async def _read_json(
     body: bytes, fields: tuple[str, ...], settings: Settings, *, takes_images: bool
 ) -> tuple[list[bytes] | list[str], dict[str, Any]]:
     """The inputs of a JSON object, and the whole of it."""
-
     if len(body) < _ASIDE_BYTES:
         return _inputs_of(body, fields, settings.max_inputs, takes_images)
     return await run_in_threadpool(_inputs_of, body, fields, settings.max_inputs, takes_images)

@@ -5,7 +5,6 @@ documented; only the call is shorter. Most requests do not even enter the app: t
 `DirectAnswers`. Where something lies around the app, traces or CORS, they come to `DirectRoutes` through it.
 """
 
-import asyncio
 import time
 from collections.abc import Iterable
 
@@ -17,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.api.admission import Gate
 from service.api.answers import answer_error
-from service.api.observed import Observer, why_cancelled
+from service.api.observed import Observer, answer_fault
 from service.logs import request_id
 
 
@@ -83,19 +82,7 @@ class DirectAnswers:
             self._gate.check(scope)
             response = await scope["route"].endpoint(request, **scope["path_params"])
         except BaseException as error:
-            response = await _answer_fault(request, error)
+            response = await answer_fault(request, error)
         response.raw_headers.append((b"x-request-id", identity.encode()))
         self._observer.report(scope, response.status_code, time.perf_counter() - start)
         return response
-
-
-async def _answer_fault(request: Request, error: BaseException) -> Response:
-    """The answer to whatever ended a request, also if the answer to an error fails."""
-    if isinstance(error, asyncio.CancelledError):
-        error = why_cancelled(request.scope)
-    elif not isinstance(error, Exception):  # such as the panic of a library in Rust
-        error = RuntimeError(f"{type(error).__name__}: {error}")
-    try:
-        return await answer_error(request, error)
-    except Exception as fault:
-        return await answer_error(request, fault)

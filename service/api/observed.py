@@ -13,7 +13,7 @@ import os
 import re
 import time
 
-from fastapi import Request
+from fastapi import Request, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.answers import answer_error
@@ -89,14 +89,25 @@ class ObservedRequests:
             await self._app(scope, receive, observed_send)
         except (Exception, asyncio.CancelledError) as error:
             if not status:  # else it was answered, or uvicorn closes the connection: what has begun cannot be taken back
-                response = await answer_error(Request(scope), error if isinstance(error, Exception) else why_cancelled(scope))
+                response = await answer_fault(Request(scope), error)
                 await response(scope, receive, observed_send)
         finally:
             self._observer.report(scope, status or 500, time.perf_counter() - start)
 
 
-def why_cancelled(scope: Scope) -> ServiceError:
-    """Why the task of a request was cancelled: its client is gone, or the service ends."""
+async def answer_fault(request: Request, error: BaseException) -> Response:
+    """The answer to whatever ended a request, also if the answer to an error fails."""
+    if isinstance(error, asyncio.CancelledError):
+        error = _why_cancelled(request.scope)
+    elif not isinstance(error, Exception):  # such as the panic of a library in Rust
+        error = RuntimeError(f"{type(error).__name__}: {error}")
+    try:
+        return await answer_error(request, error)
+    except Exception as fault:
+        return await answer_error(request, fault)
+
+
+def _why_cancelled(scope: Scope) -> ServiceError:
     if CLIENT_IS_GONE in scope:
         return ClientGoneError("the client went away before the answer was ready", remedy="nobody reads this")
     return NotReadyError("the service stopped before the answer was ready", remedy="send the request again")

@@ -220,7 +220,7 @@ class Batcher:
         try:
             self._waiting.take_in()
             waiting = len(self._waiting)
-            room = min(-(-(waiting + self._inputs) // len(self._threads)), self._limits.max_size) - len(batch)
+            room = min(_even(waiting + self._inputs, len(self._threads)), self._limits.max_size) - len(batch)
             late = self._waiting.take_beside(batch, room) if room > 0 else []
             self._count_running(0, len(late))
             return late
@@ -271,7 +271,11 @@ def share(waiting: int, runs: int, running: int, threads: int) -> tuple[int, boo
     """
     if not runs and 2 * waiting <= threads:
         return waiting, True
-    return min(waiting, -(-(waiting + running) // threads)), False
+    return min(waiting, _even(waiting + running, threads)), False
+
+
+def _even(inputs: int, threads: int) -> int:
+    return -(-inputs // threads)
 
 
 def _row(job: Job) -> TensorInput:

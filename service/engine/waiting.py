@@ -76,13 +76,11 @@ class Waiting:
         """Blocks until something can be taken or all is done; takes in what is there, and waits for more as is allowed."""
         if not self._waiting and not self._arrived and not self.closed:
             self._receive(None)
-        while not self._inbox.empty():
-            self._receive(None)
         while not self.closed and (left := self._patience_s()) > 0:
             self._arrived = alive(self._arrived)
             if len(self._arrived) >= self._limits.max_size or not self._receive(left):
                 break
-        self._look_at_arrived()
+        self.take_in()
 
     def take_in(self) -> None:
         """Takes in what is there."""
@@ -92,8 +90,7 @@ class Waiting:
 
     def take(self, size: int) -> list[Job]:
         """Up to so many: the oldest, and those that fit it best."""
-        first, *others = self._waiting
-        return [first, *self._take_alike(first, others, size, self._limits.max_elements)]
+        return self._take_oldest(size, self._limits.max_elements)
 
     def take_beside(self, batch: Sequence[Job], size: int) -> list[Job]:
         """Up to so many that may join a batch of photos."""
@@ -114,9 +111,7 @@ class Waiting:
             self._look_at_arrived()
         if not self._waiting or not self.is_short:
             return []
-        size, elements = min(_FEW, self._limits.max_size), min(self._usual.elements, self._limits.max_elements)
-        first, *others = self._waiting
-        return [first, *self._take_alike(first, others, size, elements)]
+        return self._take_oldest(min(_FEW, self._limits.max_size), min(self._usual.elements, self._limits.max_elements))
 
     def with_rows(self, jobs: list[Job]) -> list[Job]:
         """The jobs that can run, each but photos with its row; a text that cannot be used fails its call."""
@@ -164,6 +159,10 @@ class Waiting:
     def _look_at_arrived(self) -> None:
         self._waiting = alive(self._waiting) + self.with_rows(alive(self._arrived))
         self._arrived = []
+
+    def _take_oldest(self, size: int, elements: int) -> list[Job]:
+        first, *others = self._waiting
+        return [first, *self._take_alike(first, others, size, elements)]
 
     def _take_alike(self, first: Job, others: list[Job], size: int, elements: int) -> list[Job]:
         """Of the others, which then wait alone, those that should share a run of up to `size` jobs and `elements` numbers."""

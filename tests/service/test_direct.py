@@ -33,6 +33,13 @@ def closed(small_repository: SmallRepository, request: pytest.FixtureRequest) ->
         yield client
 
 
+@pytest.fixture
+def soon_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers that close idle connections early."""
+    options: dict[str, Any] = {"timeout_keep_alive": 0.2}
+    monkeypatch.setattr("service.server.uvicorn.Config", partial(uvicorn.Config, **options))
+
+
 def _request(path: str, body: bytes, *headers: str) -> bytes:
     lines = [f"POST {path} HTTP/1.1", "Host: x", "Content-Type: application/json", f"Content-Length: {len(body)}", *headers]
     return "\r\n".join([*lines, "", ""]).encode() + body
@@ -116,10 +123,9 @@ def _answer(connection: socket.socket) -> bytes:
     return answer
 
 
-def test_an_idle_connection_is_closed(small_repository: SmallRepository, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("soon_idle")
+def test_an_idle_connection_is_closed(small_repository: SmallRepository) -> None:
     """Some time after its last answer; one whose request is worked on lives on, and so does one that has begun the next."""
-    hasty: dict[str, Any] = {"timeout_keep_alive": 0.2}
-    monkeypatch.setattr("service.server.uvicorn.Config", partial(uvicorn.Config, **hasty))
     settings = Settings(model_repository=small_repository.folder, statistics_sample=0, header_timeout_s=60)
     with held_runs() as held, running_app(create_app(settings)) as client, connected(client.base_url) as idle:
         with connected(client.base_url) as working, connected(client.base_url) as beginning:
@@ -179,12 +185,9 @@ def test_a_fault_of_ours_ends_the_request(
         assert client.post(_V1, json={"inputs": "hello"}).status_code == 200
 
 
-def test_a_connection_whose_request_was_refused_before_its_body_is_closed_too(
-    small_repository: SmallRepository, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("soon_idle")
+def test_a_connection_whose_request_was_refused_before_its_body_is_closed_too(small_repository: SmallRepository) -> None:
     """Once the body has come, and then nothing."""
-    hasty: dict[str, Any] = {"timeout_keep_alive": 0.2}
-    monkeypatch.setattr("service.server.uvicorn.Config", partial(uvicorn.Config, **hasty))
     settings = Settings(model_repository=small_repository.folder, header_timeout_s=60)
     with running_app(create_app(settings)) as client, connected(client.base_url) as connection:
         head, _, body = _request("/v1/models/none/predict", b" " * 100).partition(b"\r\n\r\n")

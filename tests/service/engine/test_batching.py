@@ -26,7 +26,19 @@ from tests.conftest import SmallRepository
 from tests.networks import SENTENCES
 from tests.oracle import assert_statistics_close
 
-_POISON = 999
+POISON = 999
+
+
+def result_of(batch: Batch) -> BatchResult:
+    """The first number of each row as its output; fails where a row holds the poison."""
+    rows = batch.rows
+    if any((row.arrays[0] == POISON).any() for row in rows):
+        raise RuntimeError("node /secret failed. Status Message: indices element out of data bounds")
+    logits = [row.arrays[0].ravel()[:1].astype(np.float32) for row in rows]
+    outcomes = [
+        Outcome((each,), softmax(each), rank(softmax(each)), row.truncated, None) for each, row in zip(logits, rows, strict=True)
+    ]
+    return BatchResult(outcomes, 1, 2, 3)
 
 
 class HeldRuns:
@@ -37,18 +49,10 @@ class HeldRuns:
         self.began, self.released = threading.Semaphore(0), threading.Semaphore(0)
 
     def __call__(self, batch: Batch) -> BatchResult:
-        rows = batch.rows
-        self.batches.append([int(row.arrays[0].flat[0]) for row in rows])
+        self.batches.append([int(row.arrays[0].flat[0]) for row in batch.rows])
         self.began.release()
         self.released.acquire()
-        if any((row.arrays[0] == _POISON).any() for row in rows):
-            raise RuntimeError("node /secret failed. Status Message: indices element out of data bounds")
-        logits = [row.arrays[0].ravel()[:1].astype(np.float32) for row in rows]
-        outcomes = [
-            Outcome((each,), softmax(each), rank(softmax(each)), row.truncated, None)
-            for each, row in zip(logits, rows, strict=True)
-        ]
-        return BatchResult(outcomes, 1, 2, 3)
+        return result_of(batch)
 
     def release(self, runs: int = 100) -> None:
         self.released.release(runs)
@@ -215,7 +219,7 @@ def test_photos_decoded_beforehand(readers: dict[str, InputReader], monkeypatch:
     assert batched(readers["vision"], scenario) == [[2]]
 
 
-@pytest.mark.parametrize("row", [tokens(7), tokens(_POISON)])
+@pytest.mark.parametrize("row", [tokens(7), tokens(POISON)])
 def test_a_run_on_the_event_loop(readers: dict[str, InputReader], row: TensorInput) -> None:
     """Ends as one on a thread does, well or badly, before the call returns."""
     held = HeldRuns()
@@ -226,7 +230,7 @@ def test_a_run_on_the_event_loop(readers: dict[str, InputReader], row: TensorInp
         call = Call(1, statistics=False, timeout_s=60)
         batcher.run_here(Job(call, 0, row, row))
         assert held.batches == [[row.arrays[0][0]]]
-        if row.arrays[0][0] == _POISON:
+        if row.arrays[0][0] == POISON:
             with pytest.raises(ModelRunError, match="out of data bounds"):
                 await call.future
         else:
@@ -320,7 +324,7 @@ def test_a_poisonous_input_fails_alone(readers: dict[str, InputReader]) -> None:
     """A batch that fails runs again one by one; the error names the reason, not the internals."""
 
     async def scenario(submit: Callable[..., Call], held: HeldRuns, batcher: Batcher) -> None:
-        calls = [submit(tokens(1)), submit(tokens(_POISON)), submit(tokens(2), tokens(3))]
+        calls = [submit(tokens(1)), submit(tokens(POISON)), submit(tokens(2), tokens(3))]
         held.release()
         assert await outcomes_of(calls[0]) == [1]
         assert await outcomes_of(calls[2]) == [2, 3]
@@ -328,7 +332,7 @@ def test_a_poisonous_input_fails_alone(readers: dict[str, InputReader]) -> None:
             await calls[1].future
         assert "secret" not in str(caught.value)
 
-    assert batched(readers["text"], scenario) == [[1, _POISON, 2, 3], [1], [_POISON], [2], [3]]
+    assert batched(readers["text"], scenario) == [[1, POISON, 2, 3], [1], [POISON], [2], [3]]
 
 
 def test_a_text_that_cannot_be_used_fails_alone(readers: dict[str, InputReader]) -> None:
@@ -463,7 +467,7 @@ def test_calls_of_a_closed_loop_end_nothing(readers: dict[str, InputReader], fai
         return await outcomes_of(await submit(2))
 
     try:
-        asyncio.run(submit(_POISON if fails else 1))
+        asyncio.run(submit(POISON if fails else 1))
         held.began.acquire()
         held.release()
         assert asyncio.run(answered()) == [2]

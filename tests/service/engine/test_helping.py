@@ -6,20 +6,17 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
-import numpy as np
 import pytest
 
 from models.artifact import load_artifact
-from models.postprocessing import rank, softmax
 from service.engine.batching import Batch, Batcher, BatchResult
-from service.engine.calls import Call, Job, Outcome
+from service.engine.calls import Call, Job
 from service.engine.counters import Counters
-from service.engine.inputs import InputReader, TensorInput
+from service.engine.inputs import InputReader
 from service.engine.waiting import BatchLimits
 from service.errors import ModelRunError
 from tests.conftest import SmallRepository
-
-_POISON = 999
+from tests.service.engine.test_batching import POISON, result_of, tokens
 
 
 class Helped:
@@ -40,15 +37,11 @@ class Helped:
             self.on_threads.append(firsts)
             self.began.release()
             self.released.acquire()
-        if _POISON in firsts:
-            raise RuntimeError("Status Message: poison")
-        logits = [row.arrays[0][:1].astype(np.float32) for row in batch.rows]
-        return BatchResult([Outcome((each,), softmax(each), rank(each), False, None) for each in logits], 1, 2, 3)
+        return result_of(batch)
 
     def submit(self, first: int, length: int = 1, item: str | None = "short", *, helps: bool = True) -> Call:
         """One text of so many tokens; `helps`: the event loop hears of it."""
-        ids = np.full(length, first)
-        row = TensorInput((ids, np.ones_like(ids)))
+        row = tokens(first, length)
         call = Call(1, statistics=False, timeout_s=60)
         self.batcher.put(Job(call, 0, row if item is None else item, row))
         if helps:
@@ -200,10 +193,10 @@ def test_a_poisonous_text_on_the_event_loop_fails_alone(helped: Made) -> None:
     async def main() -> None:
         async with helped() as one:
             await one.occupy()
-            good, poison, gone, other = (one.submit(first) for first in (1, _POISON, 2, 3))
+            good, poison, gone, other = (one.submit(first) for first in (1, POISON, 2, 3))
             gone.abandoned = True
             assert [await _answer(call) for call in (good, other)] == [1, 3]
-            with pytest.raises(ModelRunError, match="poison"):
+            with pytest.raises(ModelRunError, match="out of data bounds"):
                 await poison.future
             assert all(2 not in batch for batch in one.here)
 
