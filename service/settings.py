@@ -69,7 +69,10 @@ class Settings(BaseSettings):
     watch_interval_s: Seconds = Field(default=5, gt=0, description="seconds between two looks at the repository")
     provider: Literal["cpu", "cuda"] = Field(default="cpu", description="execution provider; cuda needs onnxruntime-gpu")
     threads: int = Field(
-        default=0, ge=0, le=1024, description="threads that run each model; 0: as many as the CPU quota of the container or service"
+        default=0,
+        ge=0,
+        le=1024,
+        description="threads that run each model, of which short texts leave one to the event loop; 0: as many as the CPU quota of the container or service",
     )
     max_body_bytes: Count = Field(default=20_000_000, description="largest body of a request, also after decompression")
     max_header_bytes: Count = Field(default=65_536, description="largest head of a request: request line and headers")
