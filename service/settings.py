@@ -72,8 +72,8 @@ class Settings(BaseSettings):
         default=0,
         ge=0,
         le=1024,
-        description="threads that run each model, of which short texts leave one to the event loop; 0: as many as the CPU quota of the "
-        "container or service",
+        description="threads that run each model, of which short texts leave one to the event loop; 0: as many as the CPU quota "
+        "of the container or service",
     )
     max_body_bytes: Count = Field(default=20_000_000, description="largest body of a request, also after decompression")
     max_header_bytes: Count = Field(default=65_536, description="largest head of a request: request line and headers")
