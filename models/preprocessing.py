@@ -122,9 +122,13 @@ class ImagePreprocessing(BaseModel):
 
     def normalize(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """(..., H, W, 3) uint8 -> (..., 3, H, W) float32: (value / 255 - mean) / std for each channel."""
-        scale = np.float32(1) / (np.float32(255) * np.asarray(self.std, np.float32))
-        shift = -np.asarray(self.mean, np.float32) / np.asarray(self.std, np.float32)
-        return np.ascontiguousarray(np.moveaxis(pixels * scale + shift, -1, -3))
+        mean, std = np.array([self.mean, self.std], np.float32)
+        scale, shift = np.float32(1) / (np.float32(255) * std), -mean / std
+        # plane by plane: over triples of channels numpy takes six times as long
+        planes = np.moveaxis(pixels, -1, -3).astype(np.float32, order="C")
+        planes *= scale[:, None, None]
+        planes += shift[:, None, None]
+        return planes
 
     def apply(self, image: Image.Image) -> NDArray[np.float32]:
         """An RGB image -> float32 (3, crop, crop)."""
