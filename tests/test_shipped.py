@@ -24,9 +24,9 @@ from models.artifact import load_artifact, write_manifest
 from models.data import clinc150, imagenette
 from models.evaluation import evaluate
 from models.preprocessing import ImagePreprocessing, TextPreprocessing, decode_image, encode_text, pad_tokens
-from service.engine.calls import Outcome
 from service.engine.inputs import Item
 from service.engine.model import ServedModel
+from service.engine.outcomes import Outcome
 from service.settings import Settings
 from tests.conftest import SHIPPED, running_server
 from tests.networks import network_of, recorded_sides

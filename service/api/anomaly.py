@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from models.statistics.anomaly import AnomalyScorer
-from service.engine.calls import Outcome
 from service.engine.model import ServedModel
+from service.engine.outcomes import Outcome
 from service.errors import NoReferenceError
 
 _MOST_LAYERS = 5

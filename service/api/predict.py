@@ -14,13 +14,13 @@ from models.statistics.anomaly import AnomalyScorer
 from models.statistics.distribution import VALUES
 from service.api.anomaly import describe_anomalies, scorer_of
 from service.api.answers import documented_errors, json_answer
-from service.api.bodies import read_inputs
+from service.api.inputs import read_inputs
 from service.api.layers import choose_layers
 from service.api.query import PredictQuery, documented_query, read_query
 from service.api.schemas import JsonInputs, PredictAnswer, PredictLevel
-from service.engine.calls import Outcome
 from service.engine.interior import Stages
 from service.engine.model import Timing
+from service.engine.outcomes import Outcome
 from service.errors import InvalidRequestError, TooManyValuesError
 from service.state import State
 

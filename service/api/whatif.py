@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from models.artifact import Layer
 from service.api.answers import documented_errors, json_answer
-from service.api.bodies import read_json_inputs
+from service.api.inputs import read_json_inputs
 from service.api.layers import choose_layers
 from service.api.predict import check_values, describe_labels
 from service.api.query import InputsQuery, documented_query, read_query

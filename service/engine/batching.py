@@ -27,9 +27,10 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from service.engine.calls import Call, Job, Outcome, alive, call_soon, fail, hand_back
+from service.engine.calls import Call, Job, alive, call_soon, fail, hand_back
 from service.engine.counters import Counters
 from service.engine.inputs import InputReader, TensorInput
+from service.engine.outcomes import Outcome
 from service.engine.waiting import BatchLimits, Waiting
 from service.errors import ModelRunError
 

@@ -4,61 +4,15 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
-from models.artifact import Manifest
-from models.postprocessing import rank, softmax
-from models.statistics.layers import SampleStatistics
 from service.engine.inputs import Item, TensorInput
+from service.engine.outcomes import Outcome
+from service.errors import DeadlineExceededError
 
 _SHORT_TEXT = 128  # characters
-
-
-class Outcome(NamedTuple):
-    """Of one input.
-
-    Attributes:
-        outputs: of the model for this input, without the batch axis; whole where the model has none.
-        scores: of the classes, the softmax of their output, float64 (classes,); None where the model has no labels.
-        ranking: the classes, the best first, int64 (classes,).
-        truncated: whether its text was cut.
-        statistics: if they were asked for.
-    """
-
-    outputs: tuple[NDArray[Any], ...]
-    scores: NDArray[np.float64] | None
-    ranking: NDArray[np.int64] | None
-    truncated: bool
-    statistics: SampleStatistics | None
-
-
-def outcomes_of(
-    manifest: Manifest,
-    outputs: Sequence[NDArray[Any]],
-    rows: Sequence[TensorInput],
-    statistics: Sequence[SampleStatistics | None],
-    scored: tuple[NDArray[np.float64], NDArray[np.int64]] | None = None,
-) -> list[Outcome]:
-    """What a run of these rows makes of each, with its statistics; `scored` are its scores and ranking, if the run made them."""
-    if scored is None and manifest.scores_output is not None:
-        logits = outputs[manifest.scores_output]
-        scored = softmax(logits), rank(logits.astype(np.float64))
-    return [
-        Outcome(
-            tuple([output[i] for output in outputs]) if manifest.batched else tuple(outputs),
-            None if scored is None else scored[0][i],
-            None if scored is None else scored[1][i],
-            row.truncated,
-            of_row,
-        )
-        for i, (row, of_row) in enumerate(zip(rows, statistics, strict=True))
-    ]
 
 
 class Call:
@@ -86,6 +40,31 @@ class Call:
         self._lock = threading.Lock()  # jobs of one call may run at once
         self._outcomes: dict[int, Outcome] = {}
         self._error: Exception | None = None
+
+    async def outcomes(self, timeout_s: float) -> list[Outcome]:
+        """Those of all inputs, once they are there.
+
+        Raises:
+            DeadlineExceededError: they are not within the time.
+            Exception: what it was failed with.
+        """
+        if self.future.done():
+            return self.future.result()
+        expiry = self.loop.call_later(timeout_s, self._expire, timeout_s)
+        try:
+            return await self.future
+        finally:
+            expiry.cancel()
+
+    def _expire(self, timeout_s: float) -> None:
+        self.fail(
+            DeadlineExceededError(
+                f"the answer was not ready within {timeout_s:g} s",
+                value=timeout_s,
+                remedy="ask for more time, send less at once, or try again when the service is less busy",
+            )
+        )
+        self.resolve()
 
     def spend(self, input_ns: int = 0, infer_ns: int = 0, output_ns: int = 0) -> None:
         """Adds work of this length on one of the jobs to the times. On any thread."""

@@ -15,10 +15,10 @@ from models.artifact import Artifact, Layer
 from models.statistics.layers import BatchReducer, RunOutputs, SideLayout
 from models.statistics.stages import describe_stages
 from service.engine.batching import run_error
-from service.engine.calls import Outcome, outcomes_of
 from service.engine.changes import Change, ChannelMoments, Key, formulas_key, renormalization, set_values
 from service.engine.inputs import InputReader, Item, TensorInput
 from service.engine.opened import OpenedRun, OpenedSession
+from service.engine.outcomes import Outcome, outcomes_of
 from service.engine.session import Feed
 from service.engine.workroom import Task, Workroom
 from service.settings import Settings

@@ -16,7 +16,7 @@ from models.statistics.drift import ReferenceRanks
 from models.statistics.layers import BatchReducer, RunOutputs, SideLayout
 from models.statistics.reference import Reference
 from service.engine.batching import Batch, Batcher, BatchResult
-from service.engine.calls import Call, Job, Outcome, outcomes_of
+from service.engine.calls import Call, Job
 from service.engine.changes import ChannelMoments
 from service.engine.counters import Counters
 from service.engine.graph import prepare
@@ -24,11 +24,12 @@ from service.engine.inputs import InputReader, Item, TensorInput
 from service.engine.inputs_in_hand import InputsInHand
 from service.engine.interior import Interior
 from service.engine.memory import give_back_free_memory
+from service.engine.outcomes import Outcome, outcomes_of
 from service.engine.running import running_moments
 from service.engine.session import Sessions
 from service.engine.waiting import BatchLimits
 from service.engine.weights import Weights
-from service.errors import DeadlineExceededError, InvalidRequestError, OverloadedError
+from service.errors import InvalidRequestError, OverloadedError
 from service.settings import Settings
 from service.statistics.sampling import Sampler
 from service.statistics.series import Series
@@ -206,7 +207,7 @@ class ServedModel:
                     self._enqueue(job, batcher)
                 if self._helps and not statistics:
                     batcher.help_soon(call.loop)
-            outcomes = await _outcomes(call, timeout_s)
+            outcomes = await call.outcomes(timeout_s)
         except BaseException:
             call.abandoned = True
             self.counters.count_failure(time.perf_counter_ns() - call.started_ns)
@@ -298,25 +299,3 @@ class ServedModel:
         self._reducers.shutdown()
         self.traffic.release()
         self.interior.close()
-
-
-async def _outcomes(call: Call, timeout_s: float) -> list[Outcome]:
-    """Waits for them, but no longer than the time allows."""
-    if call.future.done():
-        return call.future.result()
-    expiry = call.loop.call_later(timeout_s, _expire, call, timeout_s)
-    try:
-        return await call.future
-    finally:
-        expiry.cancel()
-
-
-def _expire(call: Call, timeout_s: float) -> None:
-    call.fail(
-        DeadlineExceededError(
-            f"the answer was not ready within {timeout_s:g} s",
-            value=timeout_s,
-            remedy="ask for more time, send less at once, or try again when the service is less busy",
-        )
-    )
-    call.resolve()

@@ -2,46 +2,17 @@
 
 import logging
 import threading
-from dataclasses import dataclass
-from typing import Literal
 
 from models.artifact import ArtifactError, Manifest, load_artifact
 from service.engine.memory import give_back_memory
 from service.engine.model import ServedModel, TrafficOf, collected_in_memory
+from service.engine.slots import ModelVersion, Slot, Slots
 from service.engine.threads import available_cpus
-from service.engine.versions import VersionFolder, find_versions, newest_first
-from service.errors import LoadError, NotReadyError, UnknownModelError
+from service.engine.versions import VersionFolder, find_versions
+from service.errors import LoadError, UnknownModelError
 from service.settings import Settings
 
 _log = logging.getLogger("normscope")
-
-VersionState = Literal["LOADING", "READY", "UNAVAILABLE"]
-
-
-@dataclass(frozen=True)
-class ModelVersion:
-    """One version as the index of the repository shows it; `reason` says why it is not ready."""
-
-    name: str
-    version: str
-    state: VersionState
-    reason: str = ""
-
-
-@dataclass
-class _Slot:
-    """One version: where it lies, what serves it, and what went wrong when it was last loaded."""
-
-    folder: VersionFolder
-    served: ServedModel | None = None
-    reason: str = ""
-    wanted: bool = True
-
-    @property
-    def state(self) -> VersionState:
-        if self.served is not None:
-            return "READY"
-        return "LOADING" if self.wanted and not self.reason else "UNAVAILABLE"
 
 
 class Repository:
@@ -63,7 +34,7 @@ class Repository:
                 f"the model repository {settings.model_repository} has no NAME/VERSION folder; export a model into it, "
                 "or set NORMSCOPE_WATCH to wait for one"
             )
-        self._slots = {name: {v: _Slot(folder) for v, folder in versions.items()} for name, versions in folders.items() if versions}
+        self._slots = {name: Slots.of(versions) for name, versions in folders.items() if versions}
         self._awaited = set(self._slots)
         self._lock = threading.Lock()  # of the slots; held for moments only
         self._changing = threading.Lock()  # one load or unload at a time
@@ -133,7 +104,7 @@ class Repository:
             if self._stopped.is_set():
                 break
             with self._lock:
-                slot = self._slots.setdefault(name, {}).setdefault(version, _Slot(folder))
+                slot = self._slots.setdefault(name, Slots()).setdefault(version, Slot(folder))
                 if slot.served is not None and slot.folder.signature == folder.signature:
                     continue
                 slot.wanted, slot.reason = True, ""
@@ -159,7 +130,7 @@ class Repository:
             self._retire(replaced)
             _log.info("%s/%s is ready: %d layers, %d threads", name, version, len(served.manifest.layers), self._threads)
         with self._lock:
-            slots = self._slots.get(name, {})
+            slots = self._slots.get(name, Slots())
             gone = [slots.pop(version) for version in list(slots) if version not in folders]
             if not slots:
                 self._slots.pop(name, None)
@@ -209,7 +180,7 @@ class Repository:
 
     def _known_folders(self) -> dict[str, dict[str, VersionFolder]]:
         with self._lock:
-            return {name: {v: slot.folder for v, slot in slots.items()} for name, slots in self._slots.items()}
+            return {name: slots.folders for name, slots in self._slots.items()}
 
     @property
     def names(self) -> list[str]:
@@ -219,13 +190,12 @@ class Repository:
     @property
     def manifests(self) -> list[Manifest]:
         """Of the version that answers to the name of its model, for every model that has one."""
-        answering = [slots.get(_newest(slots) or "") for slots in self._slots.copy().values()]
-        return [served.manifest for slot in answering if slot is not None and (served := slot.served) is not None]
+        return [manifest for slots in self._slots.copy().values() if (manifest := slots.manifest) is not None]
 
     @property
     def ready_names(self) -> list[str]:
         """The models that can answer now."""
-        return [name for name, slots in self._slots.copy().items() if any(slot.served is not None for slot in slots.values())]
+        return [name for name, slots in self._slots.copy().items() if slots.ready]
 
     @property
     def failures(self) -> list[str]:
@@ -243,7 +213,7 @@ class Repository:
     def index(self) -> list[ModelVersion]:
         """All versions with their states."""
         with self._lock:
-            return [entry for name, slots in self._slots.items() for entry in self._index_of(name, slots)]
+            return [entry for slots in self._slots.values() for entry in slots.index()]
 
     def listing(self) -> list[ModelVersion]:
         """`index`, and with it the versions whose folders have come since and wait to be loaded. Reads the folders."""
@@ -257,10 +227,6 @@ class Repository:
         new = [each for each in folders if (each.name, each.version) not in names]
         return [*known, *(ModelVersion(each.name, each.version, "UNAVAILABLE", "not loaded yet") for each in new)]
 
-    @staticmethod
-    def _index_of(name: str, slots: dict[str, _Slot]) -> list[ModelVersion]:
-        return [ModelVersion(name, version, slot.state, slot.reason) for version, slot in sorted(slots.items())]
-
     def get(self, name: str, version: str | None = None) -> ServedModel:
         """The model that serves this version, or the newest of all digits that is ready; without any of digits, the newest of all.
 
@@ -271,28 +237,15 @@ class Repository:
         slots = self._slots.get(name)
         if slots is None:
             raise _unknown(name, self.names)
-        if version is None:  # most models have one version, and this is on the path of every request
-            version = next(iter(slots), None) if len(slots) == 1 else _newest(slots)
-        slot = None if version is None else slots.get(version)
-        if slot is None:
+        if (slot := slots.find(version)) is None:
             raise _unknown(name if version is None else f"{name}/{version}", [f"{name}/{each}" for each in slots])
-        if (served := slot.served) is not None:
-            return served
-        if slot.state == "LOADING":
-            raise NotReadyError(
-                f"{name} is still being loaded", value=name, remedy=f"wait until /v2/models/{name}/ready answers 200"
-            )
-        if not slot.wanted:
-            raise UnknownModelError(
-                f"{name} is not served: {slot.reason}", value=name, limit=self.ready_names, remedy="load it again"
-            )
-        raise NotReadyError(
-            f"{name}/{version} cannot be loaded: {slot.reason}", value=name, remedy="mend the artifact and load it again"
-        )
+        if (served := slot.served) is None:
+            raise slot.error(self.ready_names)
+        return served
 
     def find(self, name: str, version: str) -> ServedModel | None:
         """The model that serves this version, if there is one."""
-        slot = self._slots.get(name, {}).get(version)
+        slot = self._slots.get(name, Slots()).get(version)
         return None if slot is None else slot.served
 
     def reserve(self, name: str, version: str | None = None) -> "Place":
@@ -325,14 +278,6 @@ class Place:
 
     def __exit__(self, *_: object) -> None:
         self._served.release()
-
-
-def _newest(slots: dict[str, _Slot]) -> str | None:
-    """The version that answers to the name of a model, or the one whose state tells why none does; None without any."""
-    slots = slots.copy()  # versions come and go on another thread
-    numbered = {version: slot for version, slot in slots.items() if version.isdecimal()} or slots
-    ready = [version for version, slot in numbered.items() if slot.served is not None]
-    return max(ready or numbered, key=newest_first, default=None)
 
 
 def _signatures(versions: dict[str, VersionFolder] | None) -> dict[str, object] | None:

@@ -13,8 +13,8 @@ from service.api.oip.outputs import WantedOutput, choose_outputs, make_outputs, 
 from service.api.oip.raw_request import raw_request
 from service.api.oip.request import InferRequest, parse_request
 from service.api.oip.response import answer, encode_answer
-from service.engine.calls import Outcome
 from service.engine.inputs import Item
+from service.engine.outcomes import Outcome
 from service.settings import Settings
 from service.state import State
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.api.bodies import from_base64
+from service.api.inputs import from_base64
 from service.api.oip.datatypes import BYTES, Tensor, in_slices
 from service.api.oip.interface import ModelInterface
 from service.engine.inputs import Item, TensorInput

@@ -12,7 +12,7 @@ from service.api.oip.datatypes import BYTES, Tensor
 from service.api.oip.interface import ModelInterface
 from service.api.oip.layer_statistics import StatisticOutput, StatisticsReader
 from service.api.oip.request import InferRequest, RequestedOutput
-from service.engine.calls import Outcome
+from service.engine.outcomes import Outcome
 from service.errors import InvalidRequestError, TooManyValuesError
 
 _MANY_OUTPUTS, _MANY_VALUES = 100, 10_000

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, RootModel
 
-from service.engine.repository import VersionState
+from service.engine.slots import VersionState
 
 _TENSOR: dict[str, Any] = {"name": "text", "datatype": "BYTES", "shape": [-1]}
 _LOGITS: dict[str, Any] = {"name": "logits", "datatype": "FP32", "shape": [-1, 150]}

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.api import bodies, large_json
+from service.api import inputs, large_json
 from service.api.large_json import read_large_json
 from service.errors import InvalidRequestError
 from tests.held import held_calls
@@ -108,7 +108,7 @@ def test_large_bodies_are_answered_like_small_ones(client: httpx.Client) -> None
 
 def test_other_requests_are_answered_meanwhile(client: httpx.Client) -> None:
     """Reading a large body holds up nobody."""
-    with held_calls(bodies, "read_large_json") as held, ThreadPoolExecutor() as pool:
+    with held_calls(inputs, "read_large_json") as held, ThreadPoolExecutor() as pool:
         large = pool.submit(_post, client, json.dumps({"inputs": "hello " * 20_000}).encode())
         held.began.acquire()
         assert _post(client, b'{"inputs": "hello"}').status_code == 200

@@ -14,10 +14,11 @@ from models.postprocessing import rank, softmax
 from models.preprocessing import InvalidInputError
 from service.engine import session
 from service.engine.batching import Batch, Batcher, BatchResult, run_error, share
-from service.engine.calls import Call, Job, Outcome
+from service.engine.calls import Call, Job
 from service.engine.counters import Counters
 from service.engine.inputs import InputReader, Item, TensorInput
 from service.engine.model import ServedModel
+from service.engine.outcomes import Outcome
 from service.engine.session import RunResult
 from service.engine.waiting import BatchLimits
 from service.errors import DeadlineExceededError, InvalidRequestError, ModelRunError, OverloadedError

@@ -7,7 +7,8 @@ import weakref
 import numpy as np
 from numpy.typing import NDArray
 
-from service.engine.calls import Call, Job, Outcome
+from service.engine.calls import Call, Job
+from service.engine.outcomes import Outcome
 
 
 async def _call(inputs: int) -> Call:
