@@ -37,6 +37,7 @@ _CORS_HEADERS = [
     "Content-Encoding",
     "Content-Type",
     "Inference-Header-Content-Length",
+    "Last-Event-ID",
     "Traceparent",
     "Tracestate",
     "X-API-Key",

@@ -1,4 +1,4 @@
-"""The errors of the service: one tree, and one table that maps it to HTTP statuses. Only the API reads the table."""
+"""The errors of the service: one tree, and for each part of the API a table that maps it to HTTP statuses."""
 
 from collections.abc import Mapping
 

@@ -11,7 +11,7 @@
 | goes away before the answer | the task of the request is cancelled, so that its work is dropped and its place given back |
 | asks for another protocol by `Upgrade` | the header is ignored; the parser alone would take the body for that protocol |
 | reads nothing of a large answer for `_STALLED_S` | the end of the connection |
-| leaves the connection idle between two requests | the end of the connection after 5 s |
+| leaves the connection idle between two requests for `idle_timeout_s` | the end of the connection |
 | asks a model whose queue is full | refused once the head is read, see `service.api.refusal` |
 
 The size of a body is bounded where it is read, in `service.api.bodies`. After 400, 431 and the 408 of a late head a little more is
@@ -219,6 +219,12 @@ class BoundedProtocol(HttpToolsProtocol):
         self.close_after_answer()  # to the request in hand; what follows it gets none
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        following: tuple[RequestResponseCycle, ASGI3Application] | None = (cycle, app)
+        while following is not None:  # hundreds of requests that are refused at once may have come in one packet
+            following = self._begin(*following)
+
+    def _begin(self, cycle: RequestResponseCycle, app: ASGI3Application) -> tuple[RequestResponseCycle, ASGI3Application] | None:
+        """Begins to answer a request; if it is answered at once, returns the next of the pipeline."""
         refusal = self._refuse(cycle.scope)  # type: ignore[arg-type]  # uvicorn's own type of a scope
         if refusal is None:
             if self._direct is not None and self._direct.takes(cycle.scope):  # type: ignore[arg-type]  # as above
@@ -230,14 +236,14 @@ class BoundedProtocol(HttpToolsProtocol):
             self._working, self._task = cycle, self.loop.create_task(running)
             self._task.add_done_callback(self.tasks.discard)
             self.tasks.add(self._task)
-            return
+            return None
         cycle.response_started = cycle.response_complete = True
         if cycle.keep_alive and self._lifecycle.serving:  # the body, if there is more of it, is read and dropped
             self._write(refusal.status, refusal.headers, refusal.body, last=False)
-            cycle.on_response()
-        else:
-            self._dropped = 0
-            self._write_last(refusal)
+            return self._complete()
+        self._dropped = 0
+        self._write_last(refusal)
+        return None
 
     async def _answer_directly(self, direct: DirectAnswers, cycle: RequestResponseCycle) -> None:
         try:
@@ -259,14 +265,19 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """As in uvicorn, but with one timer for an idle connection, not one for each answer."""
+        if (following := self._complete()) is not None:
+            self._start_asgi_task(*following)
+
+    def _complete(self) -> tuple[RequestResponseCycle, ASGI3Application] | None:
+        """Notes that a request has been answered; returns the next of the pipeline."""
         self.server_state.total_requests += 1
         if self.transport.is_closing():
-            return
+            return None
         self.flow.resume_reading()
         if self.pipeline:
-            self._start_asgi_task(*self.pipeline.pop())
-            return
+            return self.pipeline.pop()
         self._begin_idle()
+        return None
 
     def _begin_idle(self) -> None:
         self._idle_since = self.loop.time()

@@ -63,6 +63,7 @@ class Server(uvicorn.Server):
                 lifespan="on",
                 log_config=None,  # records go to the one handler of service.logs
                 access_log=False,
+                timeout_keep_alive=self._settings.idle_timeout_s,  # type: ignore[arg-type]  # a time like any other
                 proxy_headers=False,  # nothing depends on the address of the client
                 server_header=False,
             )

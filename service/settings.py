@@ -54,6 +54,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(
         env_prefix="NORMSCOPE_",
+        env_ignore_empty=True,
         frozen=True,
         extra="ignore",
         cli_prog_name="python -m service",
@@ -79,6 +80,11 @@ class Settings(BaseSettings):
     max_header_bytes: Count = Field(default=65_536, description="largest head of a request: request line and headers")
     header_timeout_s: Seconds = Field(default=10, gt=0, description="seconds that a client has to send the head of a request")
     body_timeout_s: Seconds = Field(default=30, gt=0, description="seconds that a client has to send the body of a request")
+    idle_timeout_s: Seconds = Field(
+        default=75,
+        gt=0,
+        description="seconds that a connection may be idle; more than a proxy in front keeps it",
+    )
     max_image_pixels: Count = Field(default=DEFAULT_MAX_PIXELS, description="largest image, width x height")
     max_inputs: Count = Field(default=32, description="most photos, texts or rows of a tensor in one request")
     max_batch_size: Count = Field(default=32, description="most inputs of a run; as many runs as threads go on at once")
@@ -111,7 +117,7 @@ class Settings(BaseSettings):
     statistics_retention: Annotated[str, AfterValidator(_retention)] = Field(
         default="6h,7d,365d", description="how long windows are kept until merged into hours, hours until days, and days"
     )
-    data_dir: Path | None = Field(default=None, description="folder of the stored statistics; unset: kept in memory")
+    data_dir: Path | None = Field(default=None, description="folder of the stored statistics; unset or empty: kept in memory")
     database_url: SecretStr | None = Field(
         default=None, description="database of the statistics instead, such as postgresql://user:password@host/name"
     )

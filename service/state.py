@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from service.api.refusal import EarlyRefusal
 
 
+_QUERIES_AT_ONCE = 8  # of the 40 threads of the framework
 _Result = TypeVar("_Result")
 
 
@@ -31,6 +32,7 @@ class State:
     answers.
 
     `reading` bounds how many large tensors are read at once: as lists of Python's numbers they take many times their place.
+    `querying` bounds how many queries of statistics work at once: long ones must leave threads to predictions.
     """
 
     settings: Settings
@@ -44,6 +46,7 @@ class State:
     refuse: "EarlyRefusal"
     direct: "DirectAnswers | None"
     reading: CapacityLimiter
+    querying: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(_QUERIES_AT_ONCE))
     _encoding: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))
 
     @classmethod

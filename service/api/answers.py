@@ -1,4 +1,4 @@
-"""How answers and errors become HTTP responses; the only reader of the table in `service.errors`."""
+"""How answers and errors become HTTP responses, by the tables in `service.errors`."""
 
 import logging
 import re

@@ -12,6 +12,7 @@ from models.statistics.moments import Floats
 from service.api.answers import documented_errors, json_answer
 from service.api.layers import MAX_PATTERN_LENGTH
 from service.api.query import LAYERS_HELP
+from service.api.query_route import QueryRoute
 from service.api.statistics import Side
 from service.api.timerange import MOMENT_HELP, iso, parse_range
 from service.api.traffic import Choice
@@ -21,7 +22,7 @@ from service.state import State
 from service.statistics.channels import ChannelMoments
 from service.statistics.columns import element_columns
 
-router = APIRouter(prefix="/v1/models", tags=["statistics"])
+router = APIRouter(prefix="/v1/models", tags=["statistics"], route_class=QueryRoute)
 
 _MEASURES = ("count", "mean", "var", "std", "min", "max", "zeros", "nonfinite")
 

@@ -12,6 +12,7 @@ from models.statistics.moments import Floats, Moments
 from service.api.answers import documented_errors, json_answer
 from service.api.layers import MAX_PATTERN_LENGTH
 from service.api.query import LAYERS_HELP
+from service.api.query_route import QueryRoute
 from service.api.statistics import Side
 from service.api.timerange import MOMENT_HELP, iso, parse_range
 from service.api.traffic import Choice
@@ -24,7 +25,7 @@ from service.statistics.history import Period
 from service.statistics.sketches import Sketches
 from service.statistics.window import single_values
 
-router = APIRouter(prefix="/v1/models", tags=["statistics"])
+router = APIRouter(prefix="/v1/models", tags=["statistics"], route_class=QueryRoute)
 
 _WINDOW_HELP = f"SINCE..UNTIL, such as -2h..-1h; each is {MOMENT_HELP}"
 _REFERENCE = "reference"

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from models.statistics.drift import LEAST_REQUESTS, Levels, State
 from models.statistics.layers import SideLayout
 from service.api.answers import documented_errors, json_answer
+from service.api.query_route import QueryRoute
 from service.api.timerange import iso
 from service.drift import Change
 from service.errors import NoReferenceError
@@ -15,7 +16,7 @@ from service.state import State as AppState
 from service.statistics.drift import MAX_VERDICTS, Affected, DriftStatus, Verdict, affected_layers, by_significance
 from service.webhook import Alert
 
-router = APIRouter(prefix="/v1/models", tags=["statistics"])
+router = APIRouter(prefix="/v1/models", tags=["statistics"], route_class=QueryRoute)
 
 _SHOWN_LAYERS = 10
 _LEVELS: dict[str, Any] = {"warning": 0.00069, "drift": 0.000023}

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import orjson
+from anyio import to_thread
 from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
 from service.api.answers import documented_errors
@@ -114,8 +114,11 @@ class _Source:
         choice.check_size(0, self.state.settings.max_statistics_values)
         return served, choice
 
+    async def read(self, start: int) -> bytes:
+        """The event of one window, on a thread; nothing where it was merged into a longer one."""
+        return await to_thread.run_sync(self.event, start, limiter=self.state.querying)
+
     def event(self, start: int) -> bytes:
-        """The event of one window; nothing where it was merged into a longer one."""
         served, choice = self.resolve()
         end = start + self.window_s
         period = self.state.statistics.history.read(served.traffic, start, end)
@@ -154,7 +157,7 @@ async def _stream(source: _Source, first: int) -> AsyncIterator[bytes]:
     start, spoke = first, time.monotonic()
     while source.state.lifecycle.serving:
         try:
-            event = await run_in_threadpool(source.event, start) if source.is_whole(start) else None
+            event = await source.read(start) if source.is_whole(start) else None
         except ServiceError:
             return
         if event is not None:

@@ -80,7 +80,7 @@ async def predict(request: Request, model: str) -> Response:
             inputs,
             statistics=query.statistics != "none" or scorer is not None,
             channels=query.statistics == "channels" or (scorer is not None and scorer.needs_channels),
-            timeout_s=timeout_s - stages_s,
+            timeout_s=max(timeout_s - stages_s, 0),
         )
     state.observe_inference(manifest.name, timing)
     if query.statistics == "none" and scorer is None:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from service.api.answers import documented_errors, json_answer
 from service.api.layers import MAX_PATTERN_LENGTH
 from service.api.query import LAYERS_HELP
+from service.api.query_route import QueryRoute
 from service.api.tables import ARROW, CSV, JSON, PARQUET, negotiate, table_answer
 from service.api.timerange import MOMENT_HELP, iso, parse_range, parse_step
 from service.api.traffic import Choice, series, table, totals
@@ -16,7 +17,7 @@ from service.api.traffic_schemas import TrafficAnswer
 from service.errors import InvalidRequestError
 from service.state import State
 
-router = APIRouter(prefix="/v1/models", tags=["statistics"])
+router = APIRouter(prefix="/v1/models", tags=["statistics"], route_class=QueryRoute)
 
 Side = Annotated[
     str | None, Field(pattern="^(before|after|identity|residual|sum)$", description="one side alone; all where it is not given")

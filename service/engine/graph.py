@@ -3,7 +3,9 @@
 What is watched is reduced inside the graph where the compiled operator is at hand; the rest becomes outputs of the graph.
 """
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -208,8 +210,7 @@ def _optimize(graph: PreparedGraph, detached: dict[str, NDArray[np.floating]], h
         detached: by name; this is emptied, since each copy of the weights counts while a model is loaded.
         held: those of other graphs.
     """
-    with TemporaryDirectory() as folder:
-        file = Path(folder) / "optimized.onnx"
+    with _scratch_file() as file:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.optimized_model_filepath = str(file)
@@ -222,6 +223,24 @@ def _optimize(graph: PreparedGraph, detached: dict[str, NDArray[np.floating]], h
         read_blocked(model, block)
     shared = held.hold(detach_weights(model, _SMALL))
     return replace(graph, model=model.SerializeToString(), optimized=True, shared=shared)
+
+
+@contextmanager
+def _scratch_file() -> Iterator[Path]:
+    """A file to be written; one in memory where no folder can be, as in a container with a read-only root."""
+    try:
+        folder = TemporaryDirectory()
+    except FileNotFoundError:
+        if not hasattr(os, "memfd_create"):  # no Linux
+            raise
+        descriptor = os.memfd_create("optimized")
+        try:
+            yield Path(f"/proc/self/fd/{descriptor}")
+        finally:
+            os.close(descriptor)
+    else:
+        with folder as name:
+            yield Path(name) / "optimized.onnx"
 
 
 @cache

@@ -238,7 +238,7 @@ class Repository:
         if slots is None:
             raise _unknown(name, self.names)
         if (slot := slots.find(version)) is None:
-            raise _unknown(name if version is None else f"{name}/{version}", [f"{name}/{each}" for each in slots])
+            raise _unknown(name if version is None else f"{name}/{version}", [f"{name}/{each}" for each in list(slots)])
         if (served := slot.served) is None:
             raise slot.error(self.ready_names)
         return served

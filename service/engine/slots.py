@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from models.artifact import Manifest
 from service.engine.model import ServedModel
-from service.engine.versions import VersionFolder, newest_first
+from service.engine.versions import VersionFolder, by_age
 from service.errors import NotReadyError, ServiceError, UnknownModelError
 
 VersionState = Literal["LOADING", "READY", "UNAVAILABLE"]
@@ -93,4 +93,4 @@ def _newest(slots: list[Slot]) -> Slot | None:
     """The newest of all digits that is ready; without any of digits, the newest of all that is; if none is, the newest."""
     numbered = [slot for slot in slots if slot.folder.version.isdecimal()] or slots
     ready = [slot for slot in numbered if slot.served is not None]
-    return max(ready or numbered, key=lambda slot: newest_first(slot.folder.version), default=None)
+    return max(ready or numbered, key=lambda slot: by_age(slot.folder.version), default=None)

@@ -22,8 +22,8 @@ class VersionFolder:
     signature: tuple[tuple[str, int, int], ...]
 
 
-def newest_first(version: str) -> tuple[bool, int, str]:
-    """Sort key: the highest all-digit version is the newest; others, such as 1-int8, come before them all."""
+def by_age(version: str) -> tuple[bool, int, str]:
+    """Sort key, the newest last: the highest all-digit version is the newest; others, such as 1-int8, come before them all."""
     digits = version.isdecimal()
     return digits, int(version) if digits else 0, version
 

@@ -52,6 +52,8 @@ class Calls:
         self._state = state
         self.in_hand: set[asyncio.Task[Any]] = set()
         """Their tasks. One that is cancelled once the service stops tells its client so."""
+        self.idle: set[asyncio.Task[Any]] = set()
+        """Of these, streams that wait for their next message."""
 
     @asynccontextmanager
     async def hold(self, context: Context) -> AsyncIterator[None]:
@@ -77,13 +79,21 @@ class Calls:
     @property
     def overload(self) -> OverloadedError | None:
         """Why the message of a held call must not be read, if so: messages take memory before they have a place in a queue."""
+        return self._more_than_may_be(len(self.in_hand) - len(self.idle))
+
+    @property
+    def crowd(self) -> OverloadedError | None:
+        """Why no further stream may be opened, if so: idle ones count, too."""
+        return self._more_than_may_be(len(self.in_hand))
+
+    def _more_than_may_be(self, calls: int) -> OverloadedError | None:
         # all queues full, and as many calls again whose messages are read, that are refused, or that wait
         limit = self._state.settings.max_queue * (len(self._state.repository.names) + 1)
-        if len(self.in_hand) <= limit:
+        if calls <= limit:
             return None
         return OverloadedError(
             f"more than {limit} calls are in hand",
-            value=len(self.in_hand),
+            value=calls,
             limit=limit,
             remedy="try again later, or raise NORMSCOPE_MAX_QUEUE",
         )

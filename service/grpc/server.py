@@ -44,7 +44,6 @@ class GrpcServer:
         """
         self._state = state
         self._calls = Calls(state)
-        self._idle: set[asyncio.Task[Any]] = set()  # streams that wait for their next message
         self._health = Health(state)
         settings = state.settings
         self._server = grpc.aio.server(
@@ -82,7 +81,7 @@ class GrpcServer:
 
     def finish(self) -> set[asyncio.Task[Any]]:
         """Once the lifecycle is `stopping`: ends the streams that wait for a message; the calls that are still worked on."""
-        for task in self._idle:
+        for task in self._calls.idle:
             task.cancel()
         return set(self._calls.in_hand)
 
@@ -142,9 +141,9 @@ class GrpcServer:
 
     async def _stream(self, requests: object, context: Context) -> None:
         async with self._calls.hold(context):
-            if (overload := self._calls.overload) is not None:
+            if (crowd := self._calls.crowd) is not None:
                 with self._calls.observe(_STREAM, context):
-                    raise overload
+                    raise crowd
             while isinstance(message := await self._next(context), bytes):
                 await context.write(await self._answer_in_stream(message, context))
 
@@ -153,11 +152,11 @@ class GrpcServer:
         assert task is not None  # calls are coroutines
         if self._state.lifecycle.stopping:
             raise stopping()
-        self._idle.add(task)
+        self._calls.idle.add(task)
         try:
             return await context.read()
         finally:
-            self._idle.discard(task)
+            self._calls.idle.discard(task)
 
     async def _answer_in_stream(self, message: bytes, context: Context) -> Message:
         request = None

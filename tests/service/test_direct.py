@@ -3,12 +3,10 @@
 import json
 import socket
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 
 from service.app import create_app
 from service.settings import Settings
@@ -31,13 +29,6 @@ def closed(small_repository: SmallRepository, request: pytest.FixtureRequest) ->
     settings = {"model_repository": small_repository.folder, "api_keys": "the-key", "cors_origins": origins}
     with running_app(create_app(Settings.model_validate(settings))) as client:
         yield client
-
-
-@pytest.fixture
-def soon_idle(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Servers that close idle connections early."""
-    options: dict[str, Any] = {"timeout_keep_alive": 0.2}
-    monkeypatch.setattr("service.server.uvicorn.Config", partial(uvicorn.Config, **options))
 
 
 def _request(path: str, body: bytes, *headers: str) -> bytes:
@@ -123,10 +114,9 @@ def _answer(connection: socket.socket) -> bytes:
     return answer
 
 
-@pytest.mark.usefixtures("soon_idle")
 def test_an_idle_connection_is_closed(small_repository: SmallRepository) -> None:
     """Some time after its last answer; one whose request is worked on lives on, and so does one that has begun the next."""
-    settings = Settings(model_repository=small_repository.folder, statistics_sample=0, header_timeout_s=60)
+    settings = Settings(model_repository=small_repository.folder, statistics_sample=0, header_timeout_s=60, idle_timeout_s=0.2)
     with held_runs() as held, running_app(create_app(settings)) as client, connected(client.base_url) as idle:
         with connected(client.base_url) as working, connected(client.base_url) as beginning:
             for connection in (working, beginning):
@@ -185,10 +175,9 @@ def test_a_fault_of_ours_ends_the_request(
         assert client.post(_V1, json={"inputs": "hello"}).status_code == 200
 
 
-@pytest.mark.usefixtures("soon_idle")
 def test_a_connection_whose_request_was_refused_before_its_body_is_closed_too(small_repository: SmallRepository) -> None:
     """Once the body has come, and then nothing."""
-    settings = Settings(model_repository=small_repository.folder, header_timeout_s=60)
+    settings = Settings(model_repository=small_repository.folder, header_timeout_s=60, idle_timeout_s=0.2)
     with running_app(create_app(settings)) as client, connected(client.base_url) as connection:
         head, _, body = _request("/v1/models/none/predict", b" " * 100).partition(b"\r\n\r\n")
         connection.sendall(head + b"\r\n\r\n")

@@ -23,6 +23,13 @@ def test_all_times_are_looked_at() -> None:
     assert {"request_timeout_s", "drain_delay_s", "max_queue_delay_ms", "header_timeout_s"} <= set(_TIMES)
 
 
+def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As compose files write `${X:-}`; so the statistics stay in memory where an image names a folder for them."""
+    for name in ("GRPC_PORT", "DATA_DIR", "DATABASE_URL", "ALERT_WEBHOOK", "API_KEYS", "THREADS"):
+        monkeypatch.setenv(f"NORMSCOPE_{name}", "")
+    assert Settings() == Settings.model_construct()
+
+
 def test_threads_that_no_machine_has() -> None:
     """They would be started one by one until the system refuses."""
     with pytest.raises(ValidationError, match="threads"):

@@ -93,7 +93,7 @@ def _encoded(manifest: Manifest, raw: tuple[DeclaredTensor, ...]) -> DeclaredTen
     name: str = manifest.preprocessing.kind
     if any(spec.name == name for spec in manifest.inputs):
         name = f"encoded_{name}"
-    return DeclaredTensor(name, BYTES, raw[0].dimensions[:1])
+    return DeclaredTensor(name, BYTES, raw[0].dimensions[:1] if manifest.batched else (1,))
 
 
 def _declared(spec: TensorSpec) -> DeclaredTensor:

@@ -49,6 +49,12 @@ def test_layers_are_listed_in_the_order_of_execution(client: httpx.Client) -> No
     assert (add["kind"], add["gamma"], add["beta"], add["epsilon"]) == ("residual_add", None, None, None)
 
 
+@pytest.mark.parametrize("route", ["", "/text", "/text/layers"])
+def test_unknown_parameters_are_refused(client: httpx.Client, route: str) -> None:
+    """A misspelt version must not be answered by another one."""
+    assert client.get(f"/v1/models{route}", params={"verison": "2"}).status_code == 422
+
+
 @pytest.mark.parametrize("route", ["", "/layers", "/statistics"])
 def test_unknown_model(client: httpx.Client, route: str) -> None:
     """An unknown model is 404 and the error lists the known ones."""

@@ -1,5 +1,6 @@
 """A full queue over real connections: the places of a model are taken by the test, so that every request comes too many."""
 
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -86,6 +87,20 @@ def test_other_problems_come_first(busy: tuple[httpx.Client, ServedModel], path:
     client, served = busy
     with full(served):
         assert client.post(path, json=_BODY, headers=headers).status_code == status
+
+
+def test_many_requests_in_one_packet_are_refused_in_their_order(busy: tuple[httpx.Client, ServedModel]) -> None:
+    """Behind one that is answered by the app: each gets its answer, and the connection goes on."""
+    client, served = busy
+    refused = b"POST /v1/models/text/predict HTTP/1.1\r\nHost: a\r\nX-API-Key: key\r\nX-Request-ID: %d\r\nContent-Length: 0\r\n\r\n"
+    health = b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n"
+    requests = health + b"".join(refused % i for i in range(600)) + health.replace(b"a\r\n", b"a\r\nConnection: close\r\n")
+    with full(served), socket.create_connection((client.base_url.host, client.base_url.port or 0), timeout=30) as connection:
+        connection.sendall(requests)
+        answers = b"".join(iter(lambda: connection.recv(100_000), b""))
+    assert answers.count(b"HTTP/1.1 429 ") == 600
+    assert answers.count(b"HTTP/1.1 200 ") == 2
+    assert re.findall(rb"x-request-id: (\d{1,3})\r", answers) == [b"%d" % i for i in range(600)]
 
 
 @pytest.mark.parametrize("version", ["1.0", "1.1"])

@@ -4,6 +4,7 @@ import csv
 import io
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -12,8 +13,10 @@ import pyarrow.ipc
 import pyarrow.parquet
 import pytest
 
+from service.api import statistics
 from service.settings import Settings
 from tests.conftest import SmallRepository, running_server
+from tests.held import held_calls
 from tests.networks import SENTENCES
 
 URL = "/v1/models/text/statistics"
@@ -35,6 +38,17 @@ def busy(small_repository: SmallRepository) -> Iterator[httpx.Client]:
         for text in SENTENCES:
             client.post(PREDICT, json={"inputs": text}).raise_for_status()
         yield client
+
+
+def test_long_queries_leave_threads_to_predictions(small_repository: SmallRepository) -> None:
+    """While more of them are in hand than the framework has threads, a prediction with statistics is made and described."""
+    with running_server(settings_of(small_repository)) as client, held_calls(statistics, "totals") as held:
+        with ThreadPoolExecutor(50) as pool:
+            queries = [pool.submit(client.get, URL) for _ in range(50)]
+            held.began.acquire()
+            assert client.post(PREDICT, json={"inputs": "hello"}).status_code == 200
+            held.release(50)
+        assert {query.result().status_code for query in queries} == {200}
 
 
 def test_totals_are_pooled_over_the_requests(busy: httpx.Client) -> None:

@@ -59,6 +59,19 @@ def test_weights_that_stay_in_their_files(tmp_path: Path, monkeypatch: pytest.Mo
     assert described[0][0]["count"] == 5 * WIDTH
 
 
+def test_where_no_folder_can_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container with a read-only root: a model is loaded all the same, and runs alike."""
+    artifact = load_artifact(SHIPPED / "encoder" / "1")
+    feed = {"input_ids": np.array([[1, 7, 2]]), "attention_mask": np.ones((1, 3), np.int64)}
+    (expected,) = Session(prepare(artifact), 1).run(feed).outputs
+
+    def nowhere() -> None:
+        raise FileNotFoundError("No usable temporary directory found")
+
+    monkeypatch.setattr(engine_graph, "TemporaryDirectory", nowhere)
+    np.testing.assert_array_equal(Session(prepare(artifact), 1).run(feed).outputs[0], expected)
+
+
 def test_a_layer_norm_is_not_fused_with_the_addition_before_it(tmp_path: Path) -> None:
     """ONNX Runtime would make one operator of both, which takes longer on the CPU."""
     model = graph_of(

@@ -7,6 +7,10 @@ from typing import Any
 import httpx
 import pytest
 
+from models.artifact import load_artifact
+from models.statistics.layers import SideLayout
+from service.api.oip.interface import ModelInterface
+from service.api.oip.layer_statistics import StatisticsCatalogue
 from service.settings import Settings
 from tests.conftest import SHIPPED, SmallRepository, running_server
 from tests.networks import SENTENCES
@@ -49,6 +53,14 @@ def test_model_metadata(client: httpx.Client, version: str) -> None:
         {"name": "encoded_image", "datatype": "BYTES", "shape": [-1]},
         {"name": "image", "datatype": "FP32", "shape": [-1, 3, -1, -1]},
     ]
+
+
+def test_a_model_without_batch_takes_one_text(small_repository: SmallRepository) -> None:
+    """Whatever the first extent of its tensors means; else further texts would be run and their outputs dropped."""
+    manifest = load_artifact(small_repository.folder / "text" / "1").manifest
+    encoded = ModelInterface.made_of(manifest.model_copy(update={"batched": False}), StatisticsCatalogue(SideLayout(()))).encoded
+    assert encoded is not None
+    assert encoded.dimensions == (1,)
 
 
 @pytest.mark.parametrize("version", ["", "/versions/1"])

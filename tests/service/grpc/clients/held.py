@@ -111,7 +111,22 @@ def test_a_call_whose_message_does_not_come_ends(shared: Server) -> None:
 
 
 def test_too_many_calls_are_refused_before_their_messages_are_read(shared: Server) -> None:
-    """Streams that wait count, too; health is answered all the same, and once one ends, the next call is served."""
+    """Health is answered all the same, and once they have ended, the next call is served."""
+    waiting = [shared.without_message() for _ in range(3 * _MAX_QUEUE)]
+    code, text = _error(shared.infer())
+    assert (code, "calls are in hand" in text) == (grpc.StatusCode.UNAVAILABLE, True)
+    assert shared.stub.ServerLive(ServerLiveRequest()).live
+    assert HealthStub(shared.channel).Check(HealthCheckRequest()).status == 1
+    for call in waiting:
+        assert _error(call)[0] is grpc.StatusCode.DEADLINE_EXCEEDED
+    served = shared.infer()
+    shared.wait_for_run(1)
+    shared.release()
+    assert served.result().model_name == "text"
+
+
+def test_idle_streams_keep_only_further_streams_out(shared: Server) -> None:
+    """A call is served meanwhile; once they have ended, so is a stream."""
     held = [shared.channel.stream_stream(_STREAM) for _ in range(3 * _MAX_QUEUE)]
     messages: list[queue.Queue[bytes | None]] = [queue.Queue() for _ in held]
     request = ModelInferRequest(model_name="nope").SerializeToString()
@@ -120,17 +135,17 @@ def test_too_many_calls_are_refused_before_their_messages_are_read(shared: Serve
         its_messages.put(request)
         streams.append(open_stream(iter(its_messages.get, None)))
         assert b"nope" in next(streams[-1])
-    code, text = _error(shared.infer())
+    code, text = _error(shared.channel.stream_stream(_STREAM)(iter([request])))
     assert (code, "calls are in hand" in text) == (grpc.StatusCode.UNAVAILABLE, True)
-    assert shared.stub.ServerLive(ServerLiveRequest()).live
-    assert HealthStub(shared.channel).Check(HealthCheckRequest()).status == 1
-    for its_messages, stream in zip(messages, streams, strict=True):
-        its_messages.put(None)
-        assert list(stream) == []
     served = shared.infer()
     shared.wait_for_run(1)
     shared.release()
     assert served.result().model_name == "text"
+    for its_messages, stream in zip(messages, streams, strict=True):
+        its_messages.put(None)
+        assert list(stream) == []
+    (answer,) = shared.channel.stream_stream(_STREAM)(iter([request]))
+    assert b"nope" in answer
 
 
 def test_a_call_in_hand_is_answered_when_the_server_stops() -> None:
