@@ -122,9 +122,7 @@ class BoundedProtocol(HttpToolsProtocol):
                 return
         elif self._in_message and not self._body_alarm:
             self._body_alarm.set(self._limits.body_timeout_s, self._body_is_late)
-        if not self._in_head and self.cycle is not None and not self.cycle.response_complete:
-            return  # a request is in hand
-        if not self._head_alarm and not self.transport.is_closing():
+        if self._in_head and not self._head_alarm and not self.transport.is_closing():
             self._head_alarm.set(self._limits.header_timeout_s, self._head_is_late)
 
     def _parse(self, data: bytes) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from models.preprocessing import DEFAULT_MAX_PIXELS
 from service.statistics.retention import HOUR_S, Retention
@@ -54,13 +54,24 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(
         env_prefix="NORMSCOPE_",
-        env_ignore_empty=True,
         frozen=True,
         extra="ignore",
         cli_prog_name="python -m service",
         cli_kebab_case=True,
         cli_implicit_flags=True,
     )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment, whose empty variables count as unset: compose files pass on what is not there as `${NAME:-}`."""
+        return init_settings, EnvSettingsSource(settings_cls, env_ignore_empty=True)
 
     host: str = Field(default="127.0.0.1", description="address to listen on; 0.0.0.0 for all")
     port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")

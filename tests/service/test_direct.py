@@ -110,8 +110,26 @@ def _answer(connection: socket.socket) -> bytes:
     """The head of the answer that comes next, and what came with it."""
     answer = b""
     while b"\r\n\r\n" not in answer:
-        answer += connection.recv(65536)
+        part = connection.recv(65536)
+        assert part, "the connection was closed"
+        answer += part
     return answer
+
+
+def test_a_refused_request_leaves_its_connection_open(small_repository: SmallRepository) -> None:
+    """For as long as an idle one may live, although there is less time for a head: a proxy will use it again."""
+    settings = Settings(model_repository=small_repository.folder, max_queue=1, header_timeout_s=0.2, idle_timeout_s=60)
+    app = create_app(settings)
+    with running_app(app) as client, connected(client.base_url) as connection:
+        served = app.state.normscope.repository.get("text")
+        served.acquire()
+        connection.sendall(_hello())
+        assert _answer(connection).startswith(b"HTTP/1.1 429")
+        served.release()
+        with connected(client.base_url) as silent:  # for the time of a head
+            assert silent.recv(1) == b""
+        connection.sendall(_hello())
+        assert _answer(connection).startswith(b"HTTP/1.1 200")
 
 
 def test_an_idle_connection_is_closed(small_repository: SmallRepository) -> None:

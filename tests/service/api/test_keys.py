@@ -173,7 +173,8 @@ def test_no_key_is_logged(closed: httpx.Client, caplog: pytest.LogCaptureFixture
 def test_a_browser_may_ask_whether_it_may_ask(small_repository: SmallRepository) -> None:
     """With `cors_origins`, a preflight passes without a key, for the origins that are named alone, and even a 401 can be read."""
     settings = settings_of(PLAIN, model_repository=small_repository.folder, cors_origins="https://page.example")
-    preflight = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "x-api-key, content-type"}
+    headers = "x-api-key, content-type, last-event-id"
+    preflight = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": headers}
     with running_server(settings) as client:
         for origin, status in (("https://page.example", 200), ("https://other.example", 400)):
             answer = client.options("/v1/models/text/predict", headers={"Origin": origin, **preflight})
