@@ -156,6 +156,9 @@ class Manifest(_Contract):
         default=None, description="of photos or texts; without it the model takes tensors only"
     )
     labels: list[str] = Field(default=[], description="of the classes, if an output holds their scores")
+    probabilities: bool = Field(
+        default=False, description="whether the output of the labels holds probabilities, which are the scores, and not logits"
+    )
     layers: list[Layer]
     notes: list[str] = Field(default=[], description="what cannot be seen inside the model, and why")
     training: Provenance

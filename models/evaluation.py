@@ -19,6 +19,7 @@ from models.preprocessing import ImagePreprocessing, TextPreprocessing
 _BATCH_SIZE = 64
 _SEED = 0
 _CALIBRATION_BINS = 15
+_LEAST = np.finfo(np.float32).tiny  # probability that has a logarithm
 
 
 def accuracy(logits: NDArray[np.float32], labels: NDArray[np.int64], k: int = 1) -> float:
@@ -64,13 +65,15 @@ def fpr_at_95_tpr(shifted: NDArray[np.float64], clean: NDArray[np.float64]) -> f
 
 
 def run_logits(artifact: Artifact, batches: Iterator[Batch]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Logits (n, classes) and labels (n,) of all batches."""
+    """Logits (n, classes) and labels (n,) of all batches; of probabilities their logarithms."""
     session = onnxruntime.InferenceSession(str(artifact.model_path), providers=["CPUExecutionProvider"])
     names = [spec.name for spec in artifact.manifest.inputs]
     scores = artifact.manifest.scores_output or 0
     logits, labels = [], []
     for inputs, target in batches:
-        logits.append(session.run(None, dict(zip(names, inputs, strict=True)))[scores].astype(np.float32, copy=False))
+        found = session.run(None, dict(zip(names, inputs, strict=True)))[scores].astype(np.float32, copy=False)
+        # whose softmax they are
+        logits.append(np.log(np.maximum(found, _LEAST)) if artifact.manifest.probabilities else found)
         labels.append(target)
     return np.concatenate(logits), np.concatenate(labels)
 

@@ -21,6 +21,7 @@ from models.external_data import copy_model
 from models.instrument.graph import Dimension
 from models.instrument.graph_file import inlined, read_graph, remarks
 from models.instrument.probes import Probe, find_probes
+from models.instrument.scores import holds_probabilities
 from models.instrument.skip_norms import expose_sums
 from models.preprocessing import ImagePreprocessing, TextPreprocessing
 from models.staging import staged
@@ -112,6 +113,9 @@ def _write(path: Path, working: Path, folder: Path, options: ImportOptions) -> N
         libraries={"onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__},
         files={},
     )
+    if (scores := manifest.scores_output) is not None:
+        probabilities = holds_probabilities(model, manifest.outputs[scores].name)
+        manifest = manifest.model_copy(update={"probabilities": probabilities})
     (working / CARD).write_text(model_card(manifest), encoding="utf-8")
     write_manifest(working, manifest, [*files, CARD])
 

@@ -8,23 +8,26 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from models.instrument.graph import opset
+from models.instrument.graph import ONNX, Graph, opset
 
 SCORES = "normscope.scores"
-"""float64 (..., classes): the softmax of the logits."""
+"""float64 (..., classes): the softmax of the logits, or the probabilities as they are."""
 RANKING = "normscope.ranking"
 """int64 (..., classes): the classes by their logits, the best first; of equals the one with the lower index."""
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
+_PROBABLE = ("Softmax", "Sigmoid")
+_UNCHANGING = ("Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze")
 _LEAST_OPSET = 11  # from here on TopK says which of equals is first
 
 
-def add_scores(model: onnx.ModelProto, logits: str) -> bool:
+def add_scores(model: onnx.ModelProto, logits: str, *, probabilities: bool = False) -> bool:
     """Adds the outputs `SCORES` and `RANKING` to a model, in place.
 
     Args:
         model: of any opset.
         logits: one of its outputs, with the classes along its last axis.
+        probabilities: it holds these, and not logits.
 
     Returns:
         false where it stays as it is: its opset is older than 11, or the output is one number or no tensor of floats.
@@ -34,14 +37,14 @@ def add_scores(model: onnx.ModelProto, logits: str) -> bool:
         return False
     if tensor.HasField("shape") and not tensor.shape.dim:
         return False
-    wide, last, least = f"{SCORES}.logits", f"{RANKING}.last", f"{RANKING}.least"
+    wide, last, least = SCORES if probabilities else f"{SCORES}.logits", f"{RANKING}.last", f"{RANKING}.least"
     shape, count, broken, ordered, best = (f"{RANKING}.{name}" for name in ("shape", "count", "broken", "ordered", "best"))
     model.graph.initializer.append(numpy_helper.from_array(np.array([-1]), last))
     model.graph.initializer.append(numpy_helper.from_array(np.array(-np.inf), least))
     model.graph.node.extend(
         [
             helper.make_node("Cast", [logits], [wide], to=TensorProto.DOUBLE),
-            helper.make_node("Softmax", [wide], [SCORES], axis=-1),
+            *([] if probabilities else [helper.make_node("Softmax", [wide], [SCORES], axis=-1)]),
             # what a graph declares of its outputs may be wrong
             helper.make_node("Shape", [logits], [shape]),
             helper.make_node("Gather", [shape, last], [count]),
@@ -54,3 +57,11 @@ def add_scores(model: onnx.ModelProto, logits: str) -> bool:
     model.graph.output.append(helper.make_tensor_value_info(SCORES, TensorProto.DOUBLE, None))
     model.graph.output.append(helper.make_tensor_value_info(RANKING, TensorProto.INT64, None))
     return True
+
+
+def holds_probabilities(model: onnx.ModelProto, output: str) -> bool:
+    """Whether an output of a model comes from a Softmax or Sigmoid, through nothing but changes of type and shape."""
+    graph, tensor = Graph(model), output
+    while (node := graph.producer(tensor)) is not None and node.op_type in _UNCHANGING:
+        tensor = node.input[0]
+    return node is not None and node.op_type in _PROBABLE and node.domain in ONNX

@@ -69,6 +69,7 @@ _CARD: dict[str, Any] = {
     "extents": {},
     "preprocessing": {"kind": "text", "tokenizer": "tokenizer.json", "max_length": 64},
     "labels": ["balance", "weather"],
+    "probabilities": False,
     "notes": [],
     "reference_samples": 3000,
     "metrics": {"accuracy": 0.92},
@@ -281,6 +282,7 @@ class ModelCard(BaseModel):
     extents: dict[str, int] = Field(description="dynamic dimension -> an extent that the model was run with")
     preprocessing: ImagePreprocessing | TextPreprocessing | None = Field(description="null where the model takes tensors only")
     labels: list[str]
+    probabilities: bool = Field(description="whether the output of the labels holds probabilities, and not logits")
     notes: list[str] = Field(description="what cannot be seen inside the model, and why")
     reference_samples: int = Field(description="number of samples that its reference holds; 0 without one")
     metrics: dict[str, float]

@@ -147,7 +147,7 @@ def prepare(
         whole = size <= _MOST_BYTES
         model = onnx.load(path) if whole else read_graph(path)
         chosen = artifact.manifest.scores_output
-        scored = chosen is not None and add_scores(model, outputs[chosen])
+        scored = chosen is not None and add_scores(model, outputs[chosen], probabilities=artifact.manifest.probabilities)
         graph = watch(model, outputs, provider, reductions, pairs, weights=None if whole else artifact.folder, held=held)
         return replace(graph, scored=scored)
     except UnknownTensorError as error:

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.artifact import Manifest
-from models.postprocessing import rank, softmax
+from models.postprocessing import rank, scores_of
 from models.statistics.layers import SampleStatistics
 from service.engine.inputs import TensorInput
 
@@ -40,7 +40,7 @@ def outcomes_of(
     """What a run of these rows makes of each, with its statistics; `scored` are its scores and ranking, if the run made them."""
     if scored is None and manifest.scores_output is not None:
         logits = outputs[manifest.scores_output]
-        scored = softmax(logits), rank(logits.astype(np.float64))
+        scored = scores_of(logits, probabilities=manifest.probabilities), rank(logits.astype(np.float64))
     return [
         Outcome(
             tuple([output[i] for output in outputs]) if manifest.batched else tuple(outputs),

@@ -24,6 +24,7 @@ _log = logging.getLogger("normscope")
 def library() -> Path | None:
     """The library, if it was built and can be loaded."""
     if not _LIBRARY.exists():
+        _log.info("numpy reduces the statistics, several times slower; python -m %s compiles what is faster", __name__)
         return None
     try:
         ctypes.CDLL(str(_LIBRARY))

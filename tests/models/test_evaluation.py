@@ -1,6 +1,7 @@
 import io
 import json
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -180,6 +181,16 @@ def test_logits_of_all_batches_come_in_order(color_model: tuple[Artifact, NDArra
     logits, labels = run_logits(artifact, iter(batches))
     np.testing.assert_allclose(logits, images.mean((2, 3)) @ weight, atol=1e-5)
     assert labels.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_of_probabilities_the_logarithms_are_the_logits(color_model: tuple[Artifact, NDArray[np.float32]]) -> None:
+    """So that all metrics are those of the model itself; 0 has a finite one."""
+    artifact, weight = color_model
+    images = np.abs(np.random.default_rng(2).normal(size=(5, 3, 8, 8))).astype(np.float32)
+    told = replace(artifact, manifest=artifact.manifest.model_copy(update={"probabilities": True}))
+    logits, _ = run_logits(told, iter([((images,), np.arange(5))]))
+    outputs = images.mean((2, 3)) @ weight
+    np.testing.assert_allclose(logits, np.log(np.maximum(outputs, np.finfo(np.float32).tiny)), rtol=1e-4, atol=1e-5)
 
 
 def test_images_are_evaluated_on_the_official_val_split(color_model: tuple[Artifact, NDArray[np.float32]], tmp_path: Path) -> None:

@@ -49,12 +49,20 @@ def colours() -> onnx.ModelProto:
     return graphs.graph_of(nodes, {"photo": (onnx.TensorProto.FLOAT16, shape)}, outputs, constants)
 
 
+def probable() -> onnx.ModelProto:
+    """The same, but its output are probabilities."""
+    model = colours()
+    model.graph.node.append(onnx.helper.make_node("Softmax", ["logits"], ["probabilities"]))
+    model.graph.output[0].name = "probabilities"
+    return model
+
+
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The ONNX files, and what is known of them."""
     folder = tmp_path_factory.mktemp("sources")
     models = {"block": graphs.block(), "single": graphs.block(1), "detector": graphs.detector(), "types": graphs.types()}
-    models |= {"masked": graphs.masked(), "encoder": encoder(), "colours": colours()}
+    models |= {"masked": graphs.masked(), "encoder": encoder(), "colours": colours(), "probable": probable()}
     for name, model in models.items():
         save(model, folder / f"{name}.onnx")
     (folder / "labels").write_text("red\ngreen\nblue\n")
@@ -72,6 +80,7 @@ def server(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         "masked": ImportOptions(mask="keep"),
         "encoder": ImportOptions(preprocessing=sources / "text.json"),
         "colours": ImportOptions(labels=sources / "labels", preprocessing=sources / "image.json"),
+        "probable": ImportOptions(labels=sources / "labels", preprocessing=sources / "image.json"),
     }
     for path in sources.glob("*.onnx"):
         import_graph(path, repository / path.stem / "1", options.get(path.stem, ImportOptions()))
@@ -250,3 +259,18 @@ def test_texts_of_an_imported_encoder(server: httpx.Client, triton: InferenceSer
         np.testing.assert_allclose(row, run(sources / "encoder.onnx", feed)[0][0], atol=1e-5)
     with pytest.raises(InferenceServerException, match=r"output kept has another shape for each.*one by one"):
         triton.infer("encoder", [given])
+
+
+def test_scores_of_a_classifier_of_probabilities(server: httpx.Client) -> None:
+    """Those of the graph itself, which says so in its card; the same model of logits has the same scores."""
+    content = io.BytesIO()
+    Image.new("RGB", (32, 32), (200, 90, 30)).save(content, "PNG")
+    found = {}
+    for model in ("colours", "probable"):
+        answer = server.post(
+            f"/v1/models/{model}/predict", content=content.getvalue(), headers={"Content-Type": "image/png"}
+        ).json()
+        found[model] = {each["label"]: each["score"] for each in answer["predictions"][0]["labels"]}
+        assert server.get(f"/v1/models/{model}").json()["probabilities"] == (model == "probable")
+    assert sum(found["probable"].values()) == pytest.approx(1, abs=1e-6)
+    assert found["probable"] == pytest.approx(found["colours"], abs=1e-6)

@@ -9,8 +9,8 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from models.instrument.scores import RANKING, SCORES, add_scores
-from models.postprocessing import rank, softmax
+from models.instrument.scores import RANKING, SCORES, add_scores, holds_probabilities
+from models.postprocessing import rank, scores_of, softmax
 from tests.graphs import graph_of
 
 _CLASSES = 151
@@ -43,6 +43,38 @@ def test_scores_and_order_are_those_of_postprocessing(opset: int, scale: float) 
     np.testing.assert_allclose(scores, expected, rtol=1e-12, atol=1e-300)
     np.testing.assert_array_equal(ranking, rank(logits))
     assert (ranking[4] == np.arange(_CLASSES)).all()
+
+
+def test_probabilities_are_the_scores() -> None:
+    """As they are, and in their order."""
+    values = np.random.default_rng(0).uniform(size=(4, _CLASSES)).astype(np.float32)
+    model = copier()
+    assert add_scores(model, "y", probabilities=True)
+    _, scores, ranking = run(model, values)
+    np.testing.assert_array_equal(scores, scores_of(values, probabilities=True))
+    np.testing.assert_array_equal(scores, values.astype(np.float64))
+    np.testing.assert_array_equal(ranking, rank(values))
+
+
+@pytest.mark.parametrize(
+    ("operators", "expected"),
+    [
+        (["Softmax"], True),
+        (["Sigmoid"], True),
+        (["Softmax", "Identity", "Flatten"], True),
+        (["LogSoftmax"], False),
+        (["Softmax", "Neg"], False),
+        (["Identity"], False),
+    ],
+)
+def test_what_holds_probabilities_is_seen_in_the_graph(operators: list[str], expected: bool) -> None:
+    """The last operator that changes a number tells; what a logarithm follows are logits."""
+    names = ["x", *(f"t{i}" for i in range(len(operators) - 1)), "y"]
+    nodes = [helper.make_node(kind, [names[i]], [names[i + 1]]) for i, kind in enumerate(operators)]
+    shape = ("batch", _CLASSES)
+    assert (
+        holds_probabilities(graph_of(nodes, {"x": (TensorProto.FLOAT, shape)}, {"y": (TensorProto.FLOAT, shape)}), "y") is expected
+    )
 
 
 @pytest.mark.parametrize("classes", [1, 2, 3, 5, 151])
