@@ -183,6 +183,10 @@ def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, A
     return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
 
 
+class DivergedError(ValueError):
+    """Training cannot go on: its loss is infinite or no number."""
+
+
 class Trainer:
     """Trains one model; `run()` goes on to the last epoch, from the start or from where `resume()` took it up.
 
@@ -254,7 +258,11 @@ class Trainer:
         (self.folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in self.records))
 
     def run(self) -> nn.Module:
-        """Trains to the last epoch and returns the weights that do better on the selection data: trained or averaged."""
+        """Trains to the last epoch and returns the weights that do better on the selection data: trained or averaged.
+
+        Raises:
+            DivergedError: the loss is no number any more; the last checkpoint stays.
+        """
         while self.epoch < self.config.epochs:
             self.records.append(self._train_epoch())
             self.save()
@@ -283,6 +291,11 @@ class Trainer:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             loss, hits = self._step(inputs, torch.from_numpy(labels).to(self.device), parameters, norms)
+            if not math.isfinite(loss):  # every later one would be, too
+                raise DivergedError(
+                    f"the loss became {loss} in epoch {self.epoch + 1}, step {step + 1}, at learning rate {rate:.2g}; what it has "
+                    f"learned before is in {self.checkpoint}; lower peak_lr in models/recipes.py, or train in float32"
+                )
             seen, correct, loss_sum = seen + len(labels), correct + hits, loss_sum + loss * len(labels)
             bar.set_postfix(loss=f"{loss_sum / seen:.3f}", accuracy=f"{correct / seen:.3f}")
         selection = evaluate_batches(self.model, self.data.selection_batches(64, size), self.device)

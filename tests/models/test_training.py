@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from models.data.batch import Batch
 from models.training import (
+    DivergedError,
     GradientNorms,
     Phase,
     Trainer,
@@ -89,6 +90,19 @@ def test_a_separable_problem_is_learned(tmp_path: Path) -> None:
     losses = [record["loss"] for record in _metrics(tmp_path)]
     assert losses[-1] < 0.5 * losses[0]
     assert evaluate_batches(network, _Clusters().selection_batches(64, 0), _CPU).accuracy > 0.95
+
+
+def test_a_loss_that_is_no_number_ends_the_training(tmp_path: Path) -> None:
+    """In words that name the epoch; what the epochs before have learned stays."""
+    trainer = _trainer(tmp_path)
+    trainer.records.append(trainer._train_epoch())
+    trainer.save()
+    kept = trainer.checkpoint.read_bytes()
+    with torch.no_grad():
+        next(trainer.model.parameters()).fill_(math.nan)
+    with pytest.raises(DivergedError, match="the loss became nan in epoch 2, step 1"):
+        trainer.run()
+    assert trainer.checkpoint.read_bytes() == kept
 
 
 def test_metrics_have_a_line_for_each_epoch(tmp_path: Path) -> None:
