@@ -22,6 +22,7 @@ from models.artifact import Artifact
 from models.data import clinc150, corruptions, imagenette
 from models.data.batch import Batch
 from models.data.shift_sets import read_photo_sets, read_text_sets
+from models.evaluation import text_batches
 from models.preprocessing import ImagePreprocessing, TextPreprocessing, decode_image
 
 _SEED = 0
@@ -178,7 +179,7 @@ def _text_shifts(
     def batches(texts: list[str]) -> Iterator[Batch]:
         queries = clinc150.Queries(texts, ["oos"] * len(texts))
         tokenized = clinc150.tokenize(queries, tokenizer, artifact.manifest.labels, preprocessing.max_length)
-        return clinc150.evaluation_batches(tokenized, batch_size)
+        return text_batches(artifact.manifest, tokenized, batch_size)
 
     return [
         Shift(name, group, False, partial(batches, _some(lines, count, number)))
