@@ -20,10 +20,11 @@ from PIL import Image
 
 from models.artifact import Artifact, DataType
 from models.data import clinc150, corruptions, imagenette
+from models.data.archive import ArchivedFile, decode_photo
 from models.data.batch import Batch
 from models.data.shift_sets import read_photo_sets, read_text_sets
 from models.evaluation import text_batches
-from models.preprocessing import ImagePreprocessing, TextPreprocessing, decode_image
+from models.preprocessing import ImagePreprocessing, TextPreprocessing
 
 _SEED = 0
 _ANGLES = (1, 2, 3)  # quarter turns
@@ -92,7 +93,7 @@ def _photo_shifts(
     batch_size: int,
 ) -> list[Shift]:
     dtype, batch_size = artifact.manifest.inputs[0].dtype, batch_size if artifact.manifest.batched else 1
-    files = [data for data, _ in imagenette.read_split("val", archive)]
+    files = [file for file, _ in imagenette.read_split("val", archive)]
     shifts: list[Shift] = []
 
     def add(name: str, group: int, change: PhotoChange = _unchanged, prepare: PixelChange | None = None) -> None:
@@ -150,7 +151,7 @@ def unscaled(pixels: NDArray[np.uint8], _: ImagePreprocessing) -> NDArray[np.flo
 
 
 def _photo_batches(
-    files: list[bytes],
+    files: list[ArchivedFile],
     number: int,
     change: PhotoChange,
     prepare: PixelChange,
@@ -160,7 +161,7 @@ def _photo_batches(
 ) -> Iterator[Batch]:
     for start in range(0, len(files), batch_size):
         chosen = range(start, min(start + batch_size, len(files)))
-        changed = [change(decode_image(files[i]), np.random.default_rng((_SEED, number, i))) for i in chosen]
+        changed = [change(decode_photo(files[i]), np.random.default_rng((_SEED, number, i))) for i in chosen]
         images = [prepare(np.asarray(preprocessing.geometry(image)), preprocessing) for image in changed]
         yield (np.stack(images).astype(dtype, copy=False),), np.full(len(images), -1)
 

@@ -1,8 +1,11 @@
 """Shifts of a model: which there are, that their inputs are the stated ones, seeded, and what their archive must look like."""
 
+import gzip
 import io
 import json
+import lzma
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -112,7 +115,7 @@ def test_texts_fit_the_model(tmp_path: Path) -> None:
     model = Artifact(tmp_path, draft.model_copy(update={"inputs": specs}))
     for shift in shifts_of(model, tmp_path / "data.json", None, 8, 5):
         (((mask, ids), _),) = shift.batches()
-        assert (mask.dtype, ids.dtype) == (np.int32, np.int32)
+        assert {mask.dtype, ids.dtype} == {np.dtype(np.int32)}
         assert mask.sum(1).tolist() == [(row != 0).sum() for row in ids]
         assert set(mask.ravel().tolist()) == {0, 1}
 
@@ -161,3 +164,43 @@ def test_archives_that_are_none(tmp_path: Path) -> None:
         read_text_sets(write_sets(tmp_path / "bank.tar", {"s/bank.txt": b"\xff\xfe"}))
     with pytest.raises(ValueError, match=r"bank\.tar holds no photos"):
         read_photo_sets(tmp_path / "bank.tar")
+    with pytest.raises(ValueError, match=r"the set s/empty\.txt in .*sets\.tar holds no texts"):
+        read_text_sets(write_sets(tmp_path / "sets.tar", {"s/bank.txt": b"pay", "s/empty.txt": b" \n\n"}))
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, lzma.compress])
+def test_compressed_archives_that_are_damaged(compress: Callable[[bytes], bytes], tmp_path: Path) -> None:
+    """Bytes that are no compressed data any more are no traceback."""
+    packed = write_sets(tmp_path / "packed.tar", {"s/dogs/1.png": np.random.default_rng(0).bytes(60_000)})
+    data = bytearray(compress(packed.read_bytes()))
+    data[20_000:40_000] = b"\xff" * 20_000
+    packed.write_bytes(data)
+    with pytest.raises(ValueError, match=r"packed\.tar is not a whole archive"):
+        read_photo_sets(packed)
+
+
+def test_a_link_to_what_is_not_there(tmp_path: Path) -> None:
+    """The error names what is missing."""
+    with tarfile.open(tmp_path / "linked.tar", "w") as tar:
+        member = tarfile.TarInfo("s/dogs/1.png")
+        member.type, member.linkname = tarfile.SYMTYPE, "away.png"
+        tar.addfile(member)
+    with pytest.raises(ValueError, match=r"linked\.tar is not a whole archive .*away\.png"):
+        read_photo_sets(tmp_path / "linked.tar")
+
+
+def test_hidden_files_belong_to_no_set(tmp_path: Path) -> None:
+    """What macOS adds to an archive is neither a photo nor a text."""
+    members = {"s/dogs/._1.png": b"no", "s/dogs/1.png": b"1", "s/._bank.txt": b"\xff", "s/bank.txt": b"pay"}
+    path = write_sets(tmp_path / "mac.tar", members)
+    assert read_photo_sets(path) == {"dogs": [b"1"]}
+    assert read_text_sets(path) == {"bank": ["pay"]}
+
+
+def test_a_photo_that_cannot_be_decoded_is_named(tmp_path: Path) -> None:
+    """Of thousands somebody must find it."""
+    archive = write_archive(tmp_path / "imagenette.tar", {"val": 1}, _SIDE)
+    sets = write_sets(tmp_path / "shift.tar", {"s/dogs/1.png": b"no photo"})
+    *_, dogs = shifts_of(photo_model(tmp_path, "float32", batched=True), archive, sets, 4, 5)
+    with pytest.raises(ValueError, match=r"the photo s/dogs/1\.png of the archive cannot be used"):
+        images(dogs)
