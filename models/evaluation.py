@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from models.artifact import Artifact
+from models.artifact import Artifact, Manifest
 from models.data import clinc150, imagenette
 from models.data.batch import Batch
 from models.postprocessing import softmax
@@ -124,7 +124,30 @@ def _batches(
         raise ValueError(f"{name} does not have the labels of CLINC150; only such models can be evaluated")
     indices = _some(len(queries), count)
     kept = clinc150.TokenizedQueries([queries.rows[i] for i in indices], queries.labels[indices])
-    return clinc150.evaluation_batches(kept, batch_size)
+    return text_batches(artifact.manifest, kept, batch_size)
+
+
+def text_batches(manifest: Manifest, queries: clinc150.TokenizedQueries, batch_size: int) -> Iterator[Batch]:
+    """All queries in order, as the service feeds them: every input by its name and type, in the order of the manifest.
+
+    One query at a time where padding would be seen: without a batch axis, without a mask, or in a layer that knows no mask.
+    """
+    for (ids, mask), labels in clinc150.evaluation_batches(queries, batch_size if _hides_padding(manifest) else 1):
+        made = {
+            "input_ids": ids,
+            "token_type_ids": np.zeros_like(ids),
+            "position_ids": np.arange(ids.shape[1]) * mask,
+            manifest.mask_input: mask,
+        }
+        yield tuple(made[spec.name].astype(spec.dtype, copy=False) for spec in manifest.inputs), labels
+
+
+def _hides_padding(manifest: Manifest) -> bool:
+    masked = all(
+        layer.mask or (layer.shape is not None and all(isinstance(extent, int) for extent in layer.shape[1:]))
+        for layer in manifest.layers
+    )
+    return manifest.batched and manifest.mask_input is not None and masked
 
 
 def _some(n: int, count: int | None) -> list[int]:
@@ -150,7 +173,7 @@ def evaluate(artifact: Artifact, archive: Path | None = None) -> dict[str, float
     if not isinstance(artifact.manifest.preprocessing, TextPreprocessing):
         return {**metrics, "samples": len(labels)}
     strange = _tokenize(artifact, artifact.manifest.preprocessing, "oos_test", archive)
-    out_of_scope, _ = run_logits(artifact, clinc150.evaluation_batches(strange, _BATCH_SIZE))
+    out_of_scope, _ = run_logits(artifact, text_batches(artifact.manifest, strange, _BATCH_SIZE))
     return {
         **metrics,
         "out_of_scope_auroc": auroc(softmax(logits).max(1), softmax(out_of_scope).max(1)),

@@ -18,11 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.artifact import Artifact
+from models.artifact import Artifact, DataType
 from models.data import clinc150, corruptions, imagenette
+from models.data.archive import ArchivedFile, decode_photo
 from models.data.batch import Batch
 from models.data.shift_sets import read_photo_sets, read_text_sets
-from models.preprocessing import ImagePreprocessing, TextPreprocessing, decode_image
+from models.evaluation import text_batches
+from models.preprocessing import ImagePreprocessing, TextPreprocessing
 
 _SEED = 0
 _ANGLES = (1, 2, 3)  # quarter turns
@@ -60,7 +62,7 @@ def shifts_of(artifact: Artifact, archive: Path | None, sets: Path | None, count
         archive: of its data set; the official one is downloaded without it.
         sets: archive of foreign inputs (`models/data/shift_sets.py`); without it there are none.
         count: most inputs of a shift of group 2; each severity of group 1 has a quarter.
-        batch_size: of the batches.
+        batch_size: of the batches; a model without a batch axis has one input in each.
 
     Raises:
         DownloadError: the official archive cannot be fetched.
@@ -68,7 +70,7 @@ def shifts_of(artifact: Artifact, archive: Path | None, sets: Path | None, count
     """
     preprocessing = artifact.manifest.preprocessing
     if isinstance(preprocessing, ImagePreprocessing):
-        return _photo_shifts(preprocessing, archive, sets, count, batch_size)
+        return _photo_shifts(artifact, preprocessing, archive, sets, count, batch_size)
     if isinstance(preprocessing, TextPreprocessing):
         return _text_shifts(artifact, preprocessing, archive, sets, count, batch_size)
     raise ValueError(f"{artifact.manifest.name} takes tensors only; only models of photos and texts can be evaluated")
@@ -83,16 +85,22 @@ def _some(inputs: Sequence[_Input], count: int, number: int) -> list[_Input]:
 
 
 def _photo_shifts(
-    preprocessing: ImagePreprocessing, archive: Path | None, sets: Path | None, count: int, batch_size: int
+    artifact: Artifact,
+    preprocessing: ImagePreprocessing,
+    archive: Path | None,
+    sets: Path | None,
+    count: int,
+    batch_size: int,
 ) -> list[Shift]:
-    files = [data for data, _ in imagenette.read_split("val", archive)]
+    dtype, batch_size = artifact.manifest.inputs[0].dtype, batch_size if artifact.manifest.batched else 1
+    files = [file for file, _ in imagenette.read_split("val", archive)]
     shifts: list[Shift] = []
 
     def add(name: str, group: int, change: PhotoChange = _unchanged, prepare: PixelChange | None = None) -> None:
         number = len(shifts)
         some = max(1, count // _SEVERITY_SHARE) if group == 1 else count
         chosen = _some(files, some, number)
-        batches = partial(_photo_batches, chosen, number, change, prepare or _as_served, preprocessing, batch_size)
+        batches = partial(_photo_batches, chosen, number, change, prepare or _as_served, preprocessing, dtype, batch_size)
         shifts.append(Shift(name, group, prepare is not None, batches))
 
     for kind, strengths in corruptions.SEVERITIES.items():
@@ -107,7 +115,7 @@ def _photo_shifts(
     add("0..255", 2, prepare=unscaled)
     for name, photos in (read_photo_sets(sets) if sets else {}).items():
         chosen = _some(photos, count, len(shifts))
-        batches = partial(_photo_batches, chosen, len(shifts), _unchanged, _as_served, preprocessing, batch_size)
+        batches = partial(_photo_batches, chosen, len(shifts), _unchanged, _as_served, preprocessing, dtype, batch_size)
         shifts.append(Shift(name, 2, False, batches))
     return shifts
 
@@ -143,18 +151,19 @@ def unscaled(pixels: NDArray[np.uint8], _: ImagePreprocessing) -> NDArray[np.flo
 
 
 def _photo_batches(
-    files: list[bytes],
+    files: list[ArchivedFile],
     number: int,
     change: PhotoChange,
     prepare: PixelChange,
     preprocessing: ImagePreprocessing,
+    dtype: DataType,
     batch_size: int,
 ) -> Iterator[Batch]:
     for start in range(0, len(files), batch_size):
         chosen = range(start, min(start + batch_size, len(files)))
-        changed = [change(decode_image(files[i]), np.random.default_rng((_SEED, number, i))) for i in chosen]
+        changed = [change(decode_photo(files[i]), np.random.default_rng((_SEED, number, i))) for i in chosen]
         images = [prepare(np.asarray(preprocessing.geometry(image)), preprocessing) for image in changed]
-        yield (np.stack(images),), np.full(len(images), -1)
+        yield (np.stack(images).astype(dtype, copy=False),), np.full(len(images), -1)
 
 
 # --- texts ---
@@ -178,7 +187,7 @@ def _text_shifts(
     def batches(texts: list[str]) -> Iterator[Batch]:
         queries = clinc150.Queries(texts, ["oos"] * len(texts))
         tokenized = clinc150.tokenize(queries, tokenizer, artifact.manifest.labels, preprocessing.max_length)
-        return clinc150.evaluation_batches(tokenized, batch_size)
+        return text_batches(artifact.manifest, tokenized, batch_size)
 
     return [
         Shift(name, group, False, partial(batches, _some(lines, count, number)))

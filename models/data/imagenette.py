@@ -4,8 +4,6 @@ Imagenette is 10 easily told classes of ImageNet (https://github.com/fastai/imag
 into what is trained on and `SELECTION_COUNT` photos kept for choices (weights, image size); `val` is only ever evaluated.
 """
 
-import tarfile
-import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from models.data.archive import ArchivedFile, decode_photo, read_files
 from models.data.batch import Batch
 from models.data.download import OfficialArchive, fetch
-from models.preprocessing import ImagePreprocessing, decode_image
+from models.preprocessing import ImagePreprocessing
 
 OFFICIAL = OfficialArchive(
     url="https://s3.amazonaws.com/fast-ai-imageclas/imagenette2-320.tgz",
@@ -68,26 +67,18 @@ def load_photos(split: Split, archive: Path | None = None) -> Photos:
     """
     encoded = read_split(split, archive)
     with ThreadPoolExecutor() as pool:
-        images = list(pool.map(_decode_for_storage, (data for data, _ in encoded)))
+        images = list(pool.map(_decode_for_storage, (file for file, _ in encoded)))
     return Photos(images, np.array([label for _, label in encoded], dtype=np.int64))
 
 
-def read_split(split: Split, archive: Path | None = None) -> list[tuple[bytes, int]]:
+def read_split(split: Split, archive: Path | None = None) -> list[tuple[ArchivedFile, int]]:
     """The encoded files of one split with their class indices, in the order of their names."""
     path = archive or fetch(OFFICIAL)
     folder = "val" if split == "val" else "train"
     order = {wnid: i for i, wnid in enumerate(CLASSES)}
-    files: dict[str, tuple[bytes, int]] = {}
-    try:
-        with tarfile.open(path) as tar:
-            for member in tar:
-                parts = member.name.split("/")
-                if member.isfile() and len(parts) >= 3 and parts[-3] == folder and parts[-2] in order:
-                    stream = tar.extractfile(member)
-                    assert stream is not None  # isfile() was true
-                    files["/".join(parts[-2:])] = (stream.read(), order[parts[-2]])
-    except (tarfile.TarError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} is not a whole archive ({error}); expected {OFFICIAL.url}") from error
+    remedy = f"expected {OFFICIAL.url}"
+    found = read_files(path, lambda file: file.parts[-3:-2] == (folder,) and file.parts[-2] in order, remedy)
+    files = {"/".join(file.path.parts[-2:]): (file, order[file.path.parts[-2]]) for file in found}
     if not files:
         raise ValueError(f"{path} has no {folder}/<wnid>/*.JPEG; expected the layout of {OFFICIAL.url}")
     names = sorted(files)
@@ -98,8 +89,8 @@ def read_split(split: Split, archive: Path | None = None) -> list[tuple[bytes, i
     return [files[name] for name in names]
 
 
-def _decode_for_storage(data: bytes) -> Image.Image:
-    image = decode_image(data)
+def _decode_for_storage(file: ArchivedFile) -> Image.Image:
+    image = decode_photo(file)
     scale = _STORED_SIDE / min(image.size)
     if scale < 1:
         image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
@@ -172,9 +163,9 @@ def evaluation_batches(photos: Photos, preprocessing: ImagePreprocessing, batch_
         yield (images,), photos.labels[start : start + batch_size]
 
 
-def served_batches(files: list[tuple[bytes, int]], preprocessing: ImagePreprocessing, batch_size: int) -> Iterator[Batch]:
+def served_batches(files: list[tuple[ArchivedFile, int]], preprocessing: ImagePreprocessing, batch_size: int) -> Iterator[Batch]:
     """The encoded photos of `read_split` in order, prepared exactly as the service prepares them."""
     for start in range(0, len(files), batch_size):
         chosen = files[start : start + batch_size]
-        images = np.stack([preprocessing.apply(decode_image(data)) for data, _ in chosen])
+        images = np.stack([preprocessing.apply(decode_photo(file)) for file, _ in chosen])
         yield (images,), np.array([label for _, label in chosen], dtype=np.int64)

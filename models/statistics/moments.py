@@ -48,10 +48,6 @@ class Moments:
     def l2(self) -> Floats:
         return np.sqrt(self.m2 + self.count * self.mean**2)
 
-    def columns(self, chosen: slice | list[int]) -> Self:
-        """Some groups of the second axis."""
-        return type(self)(*(getattr(self, f.name)[:, chosen] for f in fields(self)))
-
     @classmethod
     def stack(cls, parts: "list[Moments]", axis: int) -> Self:
         """Joins several along a new axis."""
@@ -72,8 +68,8 @@ class Moments:
             count=count,
             mean=mean,
             m2=(self.m2 + between).sum(axis),
-            minimum=self.minimum.min(axis),
-            maximum=self.maximum.max(axis),
+            minimum=self.minimum.min(axis, initial=np.inf),
+            maximum=self.maximum.max(axis, initial=-np.inf),
             zeros=self.zeros.sum(axis),
             nonfinite=self.nonfinite.sum(axis),
         )
@@ -91,13 +87,19 @@ def channel_moments(x: Activations, channel_axis: int, mask: NDArray[np.bool_] |
         channel_axis: the axis that is kept beside the first.
         mask: bool (N, M) over the flattened remaining axes; False elements (padding) do not exist for the result.
     """
-    x = x if x.dtype == np.float64 else x.astype(np.float32, copy=False)  # half precision holds no sums
+    if x.size == 0:
+        return Moments.empty((len(x), x.shape[channel_axis]))
+    x = _widen(x)
     with np.errstate(invalid="ignore", over="ignore"):  # NaN and infinities are counted, not warned of
         if mask is not None and not mask.all():
             return _masked(np.moveaxis(x, channel_axis, -1), mask)
         if channel_axis % x.ndim == x.ndim - 1:
             return _dense(x.reshape(len(x), -1, x.shape[-1]), axis=1)
         return _dense(np.moveaxis(x, channel_axis, 1).reshape(len(x), x.shape[channel_axis], -1), axis=2)
+
+
+def _widen(x: Activations) -> Activations:
+    return x if x.dtype == np.float64 else x.astype(np.float32, copy=False)  # half precision holds no sums
 
 
 def _dense(values: Activations, axis: int) -> Moments:
@@ -166,6 +168,9 @@ def _without_nonfinite(moments: Moments) -> Moments:
 def sample_dot(a: Activations, b: Activations, mask: NDArray[np.bool_] | None = None, channel_axis: int = -1) -> Floats:
     """Dot product of a and b (N, ...) for each sample: (N,). `mask` is bool (N, M) as `channel_moments` takes it."""
     n = len(a)
+    if a.size == 0:
+        return np.zeros(n)
+    a, b = _widen(a), _widen(b)
     with np.errstate(invalid="ignore", over="ignore"):
         if mask is not None:
             a, b = (np.moveaxis(each, channel_axis, -1).reshape(n, -1, each.shape[channel_axis]) for each in (a, b))

@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from PIL import Image
 
-from models.artifact import Artifact, TensorSpec, write_manifest
+from models.artifact import Artifact, DataType, Layer, TensorSpec, write_manifest
 from models.data import clinc150, imagenette
-from models.evaluation import accuracy, auroc, evaluate, expected_calibration_error, fpr_at_95_tpr, run_logits
+from models.evaluation import accuracy, auroc, evaluate, expected_calibration_error, fpr_at_95_tpr, run_logits, text_batches
 from models.postprocessing import softmax
 from models.preprocessing import ImagePreprocessing, TextPreprocessing, decode_image, encode_text
+from tests import graphs
 from tests.networks import draft_manifest
 
 _FLOAT, _INT64 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64
@@ -232,6 +233,68 @@ def test_texts_are_evaluated_in_and_out_of_scope(word_model: tuple[Artifact, NDA
     assert metrics["accuracy"] == pytest.approx((logits("test").argmax(1) == labels).mean())
     assert metrics["top5_accuracy"] == 1.0  # there are only three classes
     assert metrics["out_of_scope_auroc"] == pytest.approx(np.mean([p > n for p in known for n in unknown]))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "batch"),
+    [
+        ({"attention_mask": "int64", "input_ids": "int64"}, "batch"),
+        ({"input_ids": "int32", "attention_mask": "int32", "token_type_ids": "int32", "position_ids": "int32"}, "batch"),
+        ({"position_ids": "int64", "attention_mask": "float32", "input_ids": "int32"}, "batch"),
+        ({"input_ids": "int64"}, "batch"),
+        ({"input_ids": "int64", "attention_mask": "int64"}, 1),
+    ],
+)
+def test_texts_are_fed_by_name_and_type(inputs: dict[str, DataType], batch: str | int, tmp_path: Path) -> None:
+    """Inputs of any order and type, further ones, no mask, a batch of one: logits are those of each query by itself, by numpy."""
+    rows = [np.array([5, 3, 8]), np.array([4]), np.array([7, 7, 2, 6, 1])]
+    vectors = np.random.default_rng(4).normal(size=(10, 3)).astype(np.float32)
+    nodes = [helper.make_node("Cast", [name], [f"{name}.f"], to=_FLOAT) for name in inputs if name != "input_ids"]
+    nodes.append(helper.make_node("Gather", ["vectors", "input_ids"], ["tokens"]))
+    seen = "tokens"
+    terms = {"token_type_ids": "Add", "position_ids": "Add", "attention_mask": "Mul"}  # the mask is the last
+    for name, operator in ((name, operator) for name, operator in terms.items() if name in inputs):
+        nodes.append(helper.make_node("Unsqueeze", [f"{name}.f", "last"], [f"{name}.c"]))
+        nodes.append(helper.make_node(operator, [seen, f"{name}.c"], [f"{name}.seen"]))
+        seen = f"{name}.seen"
+    nodes.append(helper.make_node("ReduceSum", [seen, "middle"], ["logits"], keepdims=0))
+    model = graphs.graph_of(
+        nodes,
+        {name: (helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), [batch, "length"]) for name, dtype in inputs.items()},
+        {"logits": (_FLOAT, [batch, 3])},
+        {"vectors": vectors, "last": np.array([2]), "middle": np.array([1])},
+    )
+    graphs.save(model, tmp_path / "model.onnx")
+    draft = draft_manifest(tmp_path, labels=_INTENTS, preprocessing=TextPreprocessing(max_length=16))
+    specs = [TensorSpec(name=name, dtype=dtype, shape=[batch, "length"]) for name, dtype in inputs.items()]
+    manifest = draft.model_copy(update={"inputs": specs, "batched": batch == "batch"})
+    queries = clinc150.TokenizedQueries(rows, np.arange(3))
+    logits, labels = run_logits(Artifact(tmp_path, manifest), text_batches(manifest, queries, 2))
+    positions = [np.arange(len(row)).sum() if "position_ids" in inputs else 0 for row in rows]
+    expected = [vectors[row].sum(0) + position for row, position in zip(rows, positions, strict=True)]
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
+    assert labels.tolist() == [0, 1, 2]
+
+
+def test_a_layer_without_a_mask_sees_no_padding(tmp_path: Path) -> None:
+    """Queries run one at a time where a layer counts every position, as many as a batch takes where it tells padding."""
+    layer = Layer(
+        layer="norm",
+        kind="layer_norm",
+        shape=["batch", "length", 4],
+        channel_axis=2,
+        epsilon=None,
+        gamma=None,
+        beta=None,
+        tensors={},
+    )
+    specs = [TensorSpec(name=name, dtype="int64", shape=["batch", "length"]) for name in ("input_ids", "attention_mask")]
+    draft = draft_manifest(tmp_path, labels=_INTENTS, preprocessing=TextPreprocessing(max_length=16))
+    queries = clinc150.TokenizedQueries([np.array([5, 3, 8]), np.array([4])], np.arange(2))
+    for mask, expected in ((None, [(1, 3), (1, 1)]), ("attention_mask", [(2, 3)])):
+        layers = [layer.model_copy(update={"mask": mask})]
+        batches = text_batches(draft.model_copy(update={"inputs": specs, "layers": layers}), queries, 8)
+        assert [ids.shape for (ids, _), _ in batches] == expected
 
 
 def test_a_model_with_other_labels_is_not_evaluated(

@@ -31,7 +31,7 @@ def texts() -> list[str]:
 def photos() -> list[bytes]:
     """JPEG files of Imagenette's evaluation split (NORMSCOPE_IMAGENETTE, the archive), else generated ones of the same size."""
     if path := os.environ.get("NORMSCOPE_IMAGENETTE"):
-        found = [data for data, _ in read_split("val", Path(path))]
+        found: list[bytes] = [data for data, _ in read_split("val", Path(path))]
         return found[:: max(len(found) // _PHOTOS, 1)][:_PHOTOS]  # spread over all classes
     rng = np.random.default_rng(0)
     return [_generated(rng) for _ in range(_PHOTOS)]

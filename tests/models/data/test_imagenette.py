@@ -18,6 +18,7 @@ from models.data.imagenette import (
     load_photos,
     random_resized_crop,
     read_split,
+    served_batches,
 )
 from models.preprocessing import ImagePreprocessing
 
@@ -118,6 +119,23 @@ def test_photos_are_decoded_and_large_ones_made_smaller(tmp_path: Path, monkeypa
     assert [(image.mode, image.size) for image in photos.images] == [("RGB", (512, 256)), ("RGB", (60, 50))]
     assert photos.labels.dtype == np.int64
     assert photos.labels.tolist() == [0, 1]
+
+
+def test_hidden_files_are_no_photos(tmp_path: Path) -> None:
+    """What macOS adds beside every photo is left out."""
+    wnid = next(iter(CLASSES))
+    files = [(f"a/val/{wnid}/._1.JPEG", b"attributes"), (f"a/val/{wnid}/1.JPEG", _jpeg(9))]
+    assert read_split("val", _write(tmp_path / "a.tgz", files)) == [(_jpeg(9), 0)]
+
+
+def test_a_photo_that_cannot_be_decoded_is_named(tmp_path: Path) -> None:
+    """The error says which of the files it is, whoever decodes it."""
+    wnid = next(iter(CLASSES))
+    archive = _write(tmp_path / "a.tgz", [(f"a/val/{wnid}/1.JPEG", _jpeg(9)[:200])])
+    with pytest.raises(ValueError, match=rf"the photo a/val/{wnid}/1\.JPEG of the archive cannot be used"):
+        load_photos("val", archive)
+    with pytest.raises(ValueError, match=rf"a/val/{wnid}/1\.JPEG"):
+        list(served_batches(read_split("val", archive), _PREPROCESSING, 4))
 
 
 def test_an_archive_in_another_layout_is_refused(tmp_path: Path) -> None:

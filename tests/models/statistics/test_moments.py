@@ -122,6 +122,27 @@ def test_dot_of_huge_values_does_not_overflow() -> None:
     np.testing.assert_allclose(sample_dot(a, a), [6e60], rtol=1e-6)
 
 
+def test_dot_of_half_precision_is_summed_in_single() -> None:
+    """As many products of halves as half precision cannot add: as numpy has it in double precision, within 1e-5."""
+    a, b = (np.random.default_rng(seed).uniform(1, 2, (2, 64, 96)).astype(np.float16) for seed in (6, 7))
+    expected = (a.astype(np.float64) * b.astype(np.float64)).sum((1, 2))
+    np.testing.assert_allclose(sample_dot(a, b), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("shape", "axis"), [((1, 0, 5), 2), ((2, 3, 0), 1), ((2, 4, 0, 7), 1), ((2, 3, 0), 2), ((0, 3, 4), 1)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_tensor_of_no_elements(shape: tuple[int, ...], axis: int, *, masked: bool) -> None:
+    """No tokens, pixels, channels or samples: the moments of nothing, which add nothing to others; the dot product is 0."""
+    x = np.zeros(shape, np.float32)
+    positions = int(np.prod(shape[1:])) // shape[axis] if shape[axis] else 3
+    mask = np.zeros((shape[0], positions), bool) if masked else None
+    moments = channel_moments(x, axis, mask)
+    for name, value in vars(Moments.empty((shape[0], shape[axis]))).items():
+        np.testing.assert_array_equal(getattr(moments, name), value)
+    assert moments.pool(axis=1).count.tolist() == [0] * shape[0]
+    assert sample_dot(x, x, mask, axis).tolist() == [0] * shape[0]
+
+
 def test_dot_leaves_padding_out() -> None:
     """Masked tokens do not take part, NaN or not."""
     a = np.ones((1, 3, 2), np.float32)
