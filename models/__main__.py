@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _NEEDS_TRAIN = "this command needs the training extra: pip install 'normscope[train]'"
 _MODELS = ("resnet50", "encoder")
+_OF_ONNX = ("labels", "preprocessing", "mask", "extent")  # options of `import` that a checkpoint does without
 _NO_SETS = Path()  # `--shift` without a file
 _ARTIFACTS = Path(__file__).parent / "artifacts"  # what the service serves by default
 
@@ -47,10 +48,15 @@ def _train(arguments: argparse.Namespace) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> None:
+    from models.artifact import is_plain_name
+
+    folder = arguments.output or _ARTIFACTS / arguments.model / "1"
+    if not (is_plain_name(folder.parent.name) and is_plain_name(folder.name)):
+        raise ValueError(f"--output {folder} is no folder NAME/VERSION of letters, digits, points, dashes and underscores")
+
     from models.package import package_recipe
     from models.recipes import RECIPES
 
-    folder = arguments.output or _ARTIFACTS / arguments.model / "1"
     artifact = package_recipe(RECIPES[arguments.model], arguments.run, arguments.archive, folder)
     print(f"wrote {folder}")
     _print_metrics(artifact.manifest.metrics)
@@ -64,10 +70,15 @@ def _import(arguments: argparse.Namespace) -> None:
         raise ValueError("name the model by --name NAME: letters, digits, points, dashes and underscores")
     folder = arguments.output / name / arguments.version
     if arguments.torchvision:
+        alone = {"the ONNX file": arguments.model} | {f"--{key}": vars(arguments)[key] for key in _OF_ONNX}
+        if given := [name for name, value in alone.items() if value]:
+            raise ValueError(f"--torchvision goes without {', '.join(given)}; leave that out")
         from models.torchvision_import import import_torchvision
 
         artifact = import_torchvision(arguments.torchvision, folder, arguments.resize)
     elif arguments.model:
+        if arguments.resize:
+            raise ValueError("--resize is of checkpoints: give --torchvision, or name the size in the file of --preprocessing")
         from models.graph_import import ImportOptions, import_graph
 
         options = ImportOptions(arguments.labels, arguments.preprocessing, arguments.mask, dict(arguments.extent or ()))
@@ -146,6 +157,10 @@ def _inspect(arguments: argparse.Namespace) -> None:
     from models.instrument.graph_file import read_graph, remarks
     from models.instrument.probes import find_probes
 
+    if not arguments.artifact.exists():
+        raise FileNotFoundError(f"{arguments.artifact} does not exist; give a folder NAME/VERSION, or an ONNX file")
+    if arguments.samples is not None and arguments.data is None:
+        raise ValueError("--samples is of the evaluation data: give --data too, or leave it out")
     if arguments.data is not None:
         _ablate(arguments)
         return
@@ -200,6 +215,12 @@ def _extent(text: str) -> tuple[str, int]:
     return name, int(number)
 
 
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
+    return int(text)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The commands and their options."""
     parser = argparse.ArgumentParser(prog="python -m models", description="Builds the models that `python -m service` serves.")
@@ -235,7 +256,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--extent", type=_extent, action="append", metavar="NAME=NUMBER", help="of a dynamic dimension, where none is guessed"
     )
     importing.add_argument("--torchvision", type=Path, metavar="CHECKPOINT", help="resnet50-XXXXXXXX.pth instead of an ONNX file")
-    importing.add_argument("--resize", type=int, help="shorter side before the crop of 224; known for the official files")
+    importing.add_argument("--resize", type=_positive, help="shorter side before the crop of 224; known for the official files")
     importing.add_argument("--output", type=Path, default=_ARTIFACTS, help="model repository; default models/artifacts")
     importing.set_defaults(action=_import)
 
@@ -247,7 +268,7 @@ def build_parser() -> argparse.ArgumentParser:
     quantize = commands.add_parser("quantize", help="make the 8-bit version NAME/VERSION-int8 of a photo model, and measure it")
     quantize.add_argument("artifact", help="resnet50, or a folder NAME/VERSION")
     quantize.add_argument("--data", type=Path, help="local archive of the data set; without it the official one is downloaded")
-    quantize.add_argument("--photos", type=int, default=512, help="of the training split to calibrate on; default 512")
+    quantize.add_argument("--photos", type=_positive, default=512, help="of the training split to calibrate on; default 512")
     quantize.add_argument("--max-loss", type=float, default=0.005, help="of accuracy that is accepted, 0..1; default 0.005")
     quantize.add_argument("--output", type=Path, help="model repository; default that of the artifact")
     quantize.set_defaults(action=_quantize)
@@ -266,7 +287,7 @@ def build_parser() -> argparse.ArgumentParser:
     inspect.add_argument(
         "--data", type=Path, help="archive of the data set: rank the blocks of an artifact, and tell its accuracy without each"
     )
-    inspect.add_argument("--samples", type=int, help="of the evaluation data, by a fixed seed; default all")
+    inspect.add_argument("--samples", type=_positive, help="of the evaluation data, by a fixed seed; default all")
     inspect.set_defaults(action=_inspect)
     return parser
 
@@ -280,7 +301,7 @@ def _shift_options(evaluate: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="tell shifted inputs from the evaluation data; FILE is an archive of foreign ones, left out without it",
     )
-    evaluate.add_argument("--samples", type=int, help="most inputs of a shift; default 400")
+    evaluate.add_argument("--samples", type=_positive, help="most inputs of a shift; default 400")
     evaluate.add_argument("--json", action="store_true", help="as JSON")
     evaluate.set_defaults(action=_evaluate)
 
@@ -295,7 +316,7 @@ def main(argv: list[str] | None = None) -> None:
             raise
         sys.exit(f"{_NEEDS_TRAIN} ({error})")
     except KeyboardInterrupt:
-        sys.exit("stopped; training goes on from its last epoch with --resume")
+        sys.exit("stopped; training goes on from its last epoch with --resume" if arguments.command == "train" else "stopped")
     except (ValueError, OSError, RuntimeError) as error:
         sys.exit(f"error: {error}")
 

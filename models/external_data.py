@@ -47,7 +47,7 @@ def copy_model(path: Path, folder: Path) -> list[str]:
 
 
 def _inside(path: Path, location: str) -> Path:
-    folder = path.resolve().parent
+    folder = path.parent.resolve()
     source = (folder / location).resolve()
     if not source.is_relative_to(folder):
         raise GraphFileError(

@@ -17,8 +17,10 @@ from models.export import ExportError, Signature, export_onnx, largest_differenc
 from models.instrument.probes import Probe, find_probes
 from models.preprocessing import ImagePreprocessing, TextPreprocessing
 from models.recipes import Recipe
+from models.staging import renewed
 
 _MASK = "attention_mask"
+_WEIGHTS = "weights.pt"
 _DTYPES: dict[int, Literal["float32", "int64"]] = {onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.INT64: "int64"}
 
 
@@ -91,20 +93,27 @@ def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
 
 
 def package_recipe(recipe: Recipe, run: Path, archive: Path | None, folder: Path) -> Artifact:
-    """Makes the artifact of a finished training run and measures it on the evaluation data.
+    """Makes the artifact of a finished training run and measures it on the evaluation data; one that exists is replaced, or stays.
 
     Raises:
         FileNotFoundError: the run has no final weights.
         ExportError: see `write_model`.
+        StagingError: the folder cannot be written.
     """
-    weights = run / "weights.pt"
+    weights = run / _WEIGHTS
     if not weights.exists():
         raise FileNotFoundError(f"{weights} does not exist; finish `python -m models train {recipe.name} --run {run}` first")
+    with renewed(folder) as working:
+        manifest = _write_recipe(recipe, run, archive, working, folder).manifest
+    return Artifact(folder, manifest)
+
+
+def _write_recipe(recipe: Recipe, run: Path, archive: Path | None, working: Path, folder: Path) -> Artifact:
     saved = run / "tokenizer.json"
     tokenizer = Tokenizer.from_file(str(saved)) if saved.exists() else None
     material = recipe.material(archive, tokenizer)
     network = recipe.network(len(material.labels), tokenizer.get_vocab_size() if tokenizer else 0)
-    network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+    network.load_state_dict(torch.load(run / _WEIGHTS, map_location="cpu", weights_only=True))
     selection = sum(len(labels) for _, labels in material.data.selection_batches(256, 32))
     draft = Manifest(
         name=folder.parent.name,
@@ -128,7 +137,7 @@ def package_recipe(recipe: Recipe, run: Path, archive: Path | None, folder: Path
         files={},
     )
     artifact = write_model(
-        folder,
+        working,
         network,
         examples=[recipe.example(batch, extent) for batch, extent in recipe.parity_shapes],
         signature=recipe.signature,
@@ -137,7 +146,7 @@ def package_recipe(recipe: Recipe, run: Path, archive: Path | None, folder: Path
         tokenizer=tokenizer,
     )
     measured = artifact.manifest.model_copy(update={"metrics": evaluate(artifact, archive)})
-    return finish(folder, measured)
+    return finish(working, measured)
 
 
 def finish(folder: Path, manifest: Manifest) -> Artifact:

@@ -64,7 +64,7 @@ def quantize(artifact: Artifact, folder: Path, archive: Path | None, options: Qu
         options: of the quantization.
 
     Raises:
-        QuantizationError: no photo model, or the accuracy falls by more than is allowed.
+        QuantizationError: no photo model of Imagenette, or the accuracy falls by more than is allowed.
         StagingError: the folder, or temporary files, cannot be written.
     """
     preprocessing = artifact.manifest.preprocessing
@@ -73,6 +73,10 @@ def quantize(artifact: Artifact, folder: Path, archive: Path | None, options: Qu
     if (dtype := artifact.manifest.inputs[0].dtype) != "float32":
         raise QuantizationError(
             f"{artifact.manifest.name} computes with {dtype}; quantize the model of float32 that it was made from"
+        )
+    if artifact.manifest.labels != list(imagenette.CLASSES.values()):
+        raise QuantizationError(
+            f"{artifact.manifest.name} does not have the labels of Imagenette; only such models can be calibrated"
         )
     if folder.exists():
         raise QuantizationError(f"{folder} exists already; remove it, or name another place by --output")

@@ -11,6 +11,7 @@ from models.data.imagenet_labels import LABELS
 from models.export import IMAGE_SIGNATURE
 from models.package import finish, write_model
 from models.preprocessing import ImagePreprocessing
+from models.staging import staged
 
 _CROP = 224
 
@@ -31,21 +32,24 @@ CHECKPOINTS = {
 
 
 class CheckpointError(ValueError):
-    """The file is not a ResNet-50 checkpoint, or it is not known how it wants its images."""
+    """The file is not a ResNet-50 checkpoint, it is not known how it wants its images, or the artifact exists already."""
 
 
 def import_torchvision(checkpoint: Path, folder: Path, resize: int | None = None) -> Artifact:
-    """Makes an artifact of an official checkpoint, or of any other with the same parameters.
+    """Makes an artifact of an official checkpoint, or of any other with the same parameters; nothing is left behind if that fails.
 
     Args:
         checkpoint: `resnet50-XXXXXXXX.pth`.
-        folder: NAME/VERSION of the artifact.
+        folder: NAME/VERSION of the artifact, which must not exist.
         resize: shorter side before the crop of 224 px; known for the official names.
 
     Raises:
-        CheckpointError: unreadable, other parameters, or an unknown name without `resize`.
+        CheckpointError: unreadable, other parameters, an unknown name without `resize`, or a folder that exists.
         ExportError: the export does not agree with torch.
+        StagingError: the folder cannot be written.
     """
+    if folder.exists():
+        raise CheckpointError(f"{folder} exists already; choose another --version, or remove it")
     digest = checkpoint.stem.rpartition("-")[2]
     official = CHECKPOINTS.get(digest)
     if resize is None and official is None:
@@ -78,12 +82,14 @@ def import_torchvision(checkpoint: Path, folder: Path, resize: int | None = None
         libraries={},
         files={},
     )
-    artifact = write_model(
-        folder,
-        network,
-        examples=[(torch.randn(2, 3, _CROP, _CROP),), (torch.randn(1, 3, 96, 160),), (torch.randn(5, 3, 64, 64),)],
-        signature=IMAGE_SIGNATURE,
-        half=True,
-        manifest=draft,
-    )
-    return finish(folder, artifact.manifest)
+    with staged(folder) as working:
+        artifact = write_model(
+            working,
+            network,
+            examples=[(torch.randn(2, 3, _CROP, _CROP),), (torch.randn(1, 3, 96, 160),), (torch.randn(5, 3, 64, 64),)],
+            signature=IMAGE_SIGNATURE,
+            half=True,
+            manifest=draft,
+        )
+        manifest = finish(working, artifact.manifest).manifest
+    return Artifact(folder, manifest)

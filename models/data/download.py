@@ -49,7 +49,8 @@ def fetch(archive: OfficialArchive, folder: Path = CACHE_DIR) -> Path:
         _transfer(archive.url, part)
     except (OSError, http.client.HTTPException) as error:
         raise DownloadError(
-            f"cannot download {archive.url}: {error}; run again to resume, or fetch the file by other means and pass --archive PATH"
+            f"cannot download {archive.url}: {error}; run again to resume, or fetch the file by other means and "
+            "pass --archive PATH (quantize and reference: --data PATH)"
         ) from error
     digest = sha256_of(part)
     if digest != archive.sha256:

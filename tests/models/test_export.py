@@ -151,6 +151,8 @@ def test_official_checkpoint(tmp_path: Path) -> None:
     kinds = [layer.kind for layer in manifest.layers]
     assert (kinds.count("batch_norm"), kinds.count("residual_add")) == (53, 16)
     assert artifact.model_path.stat().st_size < 60e6
+    with pytest.raises(CheckpointError, match="exists already; choose another --version, or remove it"):
+        import_torchvision(tmp_path / "resnet50-11ad3fa6.pth", folder)
 
 
 def test_unknown_checkpoints_are_refused(tmp_path: Path) -> None:

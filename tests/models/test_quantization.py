@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -124,7 +125,7 @@ def test_too_much_loss_is_refused(artifact: Artifact, archive: Path, tmp_path: P
     """Nothing is written where the accuracy falls by more than is allowed."""
     with pytest.raises(QuantizationError, match=r"the accuracy falls from .* --max-loss"):
         quantize(artifact, tmp_path / "photos" / "1-int8", archive, QuantizationOptions(photos=16, max_loss=-1))
-    assert list((tmp_path / "photos").iterdir()) == []
+    assert not (tmp_path / "photos").exists()
 
 
 def test_half_precision_is_refused(archive: Path, tmp_path: Path) -> None:
@@ -132,6 +133,14 @@ def test_half_precision_is_refused(archive: Path, tmp_path: Path) -> None:
     made = import_colours(tmp_path, 8, {"block": graphs.weights(3, 3)}, graphs.weights(3, 10), onnx.TensorProto.FLOAT16)
     with pytest.raises(QuantizationError, match="computes with float16; quantize the model of float32"):
         quantize(made, tmp_path / "colours" / "1-int8", archive, QuantizationOptions())
+
+
+def test_other_labels_are_refused_before_any_work(artifact: Artifact, tmp_path: Path) -> None:
+    """No archive is read and nothing is written for a model that could not be measured."""
+    other = replace(artifact, manifest=artifact.manifest.model_copy(update={"labels": ["a", "b"]}))
+    with pytest.raises(QuantizationError, match="does not have the labels of Imagenette"):
+        quantize(other, tmp_path / "photos" / "1-int8", tmp_path / "nothing.tar", QuantizationOptions())
+    assert not (tmp_path / "photos").exists()
 
 
 def test_places_that_cannot_be_written(artifact: Artifact, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

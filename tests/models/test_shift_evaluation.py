@@ -129,8 +129,8 @@ def test_the_command_prints_a_table_or_json(artifact: Artifact, archive: Path, c
 def test_bad_arguments(artifact: Artifact, archive: Path) -> None:
     """No samples, samples without shifts, and a model without a reference are refused with a remedy."""
     command = ["evaluate", str(artifact.folder), "--archive", str(archive)]
-    with pytest.raises(SystemExit, match="0 samples of each shift are asked for; ask for at least 1"):
-        main([*command, "--shift", "--samples", "0"])
+    with pytest.raises(ValueError, match="0 samples of each shift are asked for; ask for at least 1"):
+        evaluate_shifts(artifact, archive, samples=0)
     with pytest.raises(SystemExit, match="give --shift too"):
         main([*command, "--samples", "5"])
     with pytest.raises(SystemExit, match=r"nothing\.tar"):
