@@ -16,7 +16,7 @@ _ANOTHER_OUTPUT = "name a model repository that you may write by --output"
 
 @contextmanager
 def staged(folder: Path, remedy: str = _ANOTHER_OUTPUT) -> Iterator[Path]:
-    """A new folder to write into, which becomes `folder` at the end; if that fails, nothing is left, no folder made above it either.
+    """A new folder to write into, which becomes `folder` at the end; if that fails, nothing is left, nor any folder made above it.
 
     Raises:
         StagingError: the place cannot be written, with the remedy; so it is known before any work is done.

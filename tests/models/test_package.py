@@ -35,7 +35,7 @@ def test_an_export_that_fails_leaves_the_artifact_as_it_was(tmp_path: Path) -> N
     first = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert (load_artifact(folder).manifest.name, load_artifact(folder).manifest.version) == ("photos", "1")
     with torch.no_grad():
-        network.fc.bias += 1
+        network.fc.bias.add_(1)
     torch.save(network.state_dict(), run / "weights.pt")
     with pytest.raises(OSError, match="nothing"):
         package_recipe(recipe, run, tmp_path / "nothing.tar", folder)
