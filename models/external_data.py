@@ -48,6 +48,8 @@ def copy_model(path: Path, folder: Path) -> list[str]:
 
 def _inside(path: Path, location: str) -> Path:
     folder = path.parent.resolve()
+    if not (folder / location).exists():  # a link to a model may stand alone
+        folder = path.resolve().parent
     source = (folder / location).resolve()
     if not source.is_relative_to(folder):
         raise GraphFileError(

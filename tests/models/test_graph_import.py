@@ -314,6 +314,14 @@ def test_weights_outside_the_folder_are_refused(kind: str, tmp_path: Path) -> No
     assert not (tmp_path / "repository").exists()
 
 
+def test_a_link_to_a_model_may_stand_alone(tmp_path: Path) -> None:
+    """The weights lie beside what it points to."""
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "link.onnx").symlink_to(external(tmp_path / "kept", "weights.bin"))
+    artifact = import_graph(tmp_path / "link.onnx", tmp_path / "repository" / "given" / "1", ImportOptions())
+    assert set(artifact.manifest.files) == {MODEL, "weights.bin", "README.md"}
+
+
 def of_opset(opset: int) -> onnx.ModelProto:
     """x + x W, then BatchNormalization and a layer norm as the opset writes it."""
     axes: dict[str, Any] = {"axes": [-1]} if opset < 18 else {}
