@@ -47,6 +47,8 @@ def renewed(folder: Path, remedy: str = _ANOTHER_OUTPUT) -> Iterator[Path]:
         StagingError: the place cannot be written, with the remedy.
     """
     former = folder.with_name(f".{folder.name}.former")
+    if former.exists() and not folder.exists():  # the process before was killed between the two
+        former.rename(folder)
     shutil.rmtree(former, ignore_errors=True)
     try:
         with staged(folder, remedy) as working:
