@@ -176,12 +176,23 @@ class Manifest(_Contract):
         return self.mask or (_DEFAULT_MASK if present else None)
 
     @property
+    def hides_padding(self) -> bool:
+        """Whether rows of different length can share a run: in every layer the padding can be told, or there is none."""
+        seen = all(layer.mask or _is_fixed(layer) for layer in self.layers)
+        return self.batched and self.mask_input is not None and seen
+
+    @property
     def scores_output(self) -> int | None:
         """Index of the output whose last axis are the labels: the first of that extent, else the first; None without labels."""
         if not self.labels:
             return None
         fitting = (i for i, spec in enumerate(self.outputs) if len(spec.shape) == 2 and spec.shape[-1] == len(self.labels))
         return next(fitting, 0)
+
+
+def _is_fixed(layer: Layer) -> bool:
+    """Whether its tensors have the same extents for every input."""
+    return layer.shape is not None and all(isinstance(extent, int) for extent in layer.shape[1:])
 
 
 @dataclass(frozen=True)

@@ -132,7 +132,7 @@ def text_batches(manifest: Manifest, queries: clinc150.TokenizedQueries, batch_s
 
     One query at a time where padding would be seen: without a batch axis, without a mask, or in a layer that knows no mask.
     """
-    for (ids, mask), labels in clinc150.evaluation_batches(queries, batch_size if _hides_padding(manifest) else 1):
+    for (ids, mask), labels in clinc150.evaluation_batches(queries, batch_size if manifest.hides_padding else 1):
         made = {
             "input_ids": ids,
             "token_type_ids": np.zeros_like(ids),
@@ -140,14 +140,6 @@ def text_batches(manifest: Manifest, queries: clinc150.TokenizedQueries, batch_s
             manifest.mask_input: mask,
         }
         yield tuple(made[spec.name].astype(spec.dtype, copy=False) for spec in manifest.inputs), labels
-
-
-def _hides_padding(manifest: Manifest) -> bool:
-    masked = all(
-        layer.mask or (layer.shape is not None and all(isinstance(extent, int) for extent in layer.shape[1:]))
-        for layer in manifest.layers
-    )
-    return manifest.batched and manifest.mask_input is not None and masked
 
 
 def _some(n: int, count: int | None) -> list[int]:

@@ -12,14 +12,8 @@ from PIL import Image
 
 from models.preprocessing import InvalidInputError, decode_image
 
-_BROKEN = (
-    tarfile.TarError,
-    EOFError,
-    gzip.BadGzipFile,
-    zlib.error,
-    lzma.LZMAError,
-    KeyError,
-)  # KeyError: a link to what is not there
+# KeyError: a link to what is not there
+_BROKEN = (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, KeyError)
 
 
 class ArchivedFile(bytes):

@@ -119,6 +119,7 @@ class _Source:
         return await to_thread.run_sync(self.event, start, limiter=self.state.querying)
 
     def event(self, start: int) -> bytes:
+        """The same, on the thread that calls."""
         served, choice = self.resolve()
         end = start + self.window_s
         period = self.state.statistics.history.read(served.traffic, start, end)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from models.artifact import Artifact, Layer, TensorSpec
+from models.artifact import Artifact, TensorSpec
 from models.preprocessing import ImagePreprocessing, InvalidInputError, TextPreprocessing, decode_image, encode_texts
 from service.engine.session import Feed
 
@@ -54,14 +54,13 @@ class InputReader:
         self._preprocessing = manifest.preprocessing
         self._max_image_pixels = max_image_pixels
         known = all(isinstance(extent, int) for spec in manifest.outputs for extent in spec.shape[1:])
-        seen = all(layer.mask or _is_fixed(layer) for layer in manifest.layers)
         self.pads = False
         """Rows of different length can share a run: padding is masked in every layer, and no output has the length of its input."""
         self._tokenizer: Tokenizer | None = None
         self._makers: list[tuple[np.dtype[Any], Callable[[int], NDArray[Any]] | None]] = []
         """The type of each input of a text model, and what makes it of the number of tokens; None for the ids."""
         if isinstance(self._preprocessing, TextPreprocessing):
-            self.pads = manifest.mask_input is not None and manifest.batched and known and seen
+            self.pads = manifest.hides_padding and known
             self._tokenizer = self._preprocessing.load_tokenizer(artifact.folder)
             makers = _OF_COUNT | {str(manifest.mask_input): np.ones}
             for spec in manifest.inputs:
@@ -159,11 +158,6 @@ class InputReader:
                 longest, tokens = widest, together
                 chosen.append(i)
         return chosen
-
-
-def _is_fixed(layer: Layer) -> bool:
-    """Whether its tensors have the same extents for every input."""
-    return layer.shape is not None and all(isinstance(extent, int) for extent in layer.shape[1:])
 
 
 def _numpy_type(spec: TensorSpec) -> np.dtype[Any]:
